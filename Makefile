@@ -1,0 +1,58 @@
+# Two commands: `make train` runs the main job, `make test` checks everything.
+# Options of the job go through ARGS: make train ARGS="cifar10-small --data.download"
+
+PYTHON ?= python3
+BIN := .venv/bin
+ARGS ?=
+MLFLOW_PORT ?= 5000
+
+.PHONY: train test ui bench lint types contracts pytest clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+
+# pip's own version check and its progress bars say nothing that matters here.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.venv/python:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || \
+	  { echo "error: $(PYTHON) is $$($(PYTHON) --version), expected Python 3.11 or 3.12; set PYTHON, as in: make train PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv .venv
+	@touch $@
+
+.venv/installed: .venv/python pyproject.toml constraints.txt
+	@echo "installing pinned packages into .venv (several GB the first time)"
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: .venv/installed
+	$(PIP) --editable '.[dev]'
+	@touch $@
+
+train: .venv/installed  ## set up if needed, then train: ARGS="[preset] [--flag value ...]"
+	@$(BIN)/python jobs/train.py $(ARGS)
+
+ui: .venv/installed  ## the MLflow UI of this folder's runs, on loopback
+	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) \
+	  --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
+
+test: lint types contracts pytest  ## set up if needed, then lint, types, import contracts, tests
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/mypy
+
+contracts: .venv/installed-dev
+	$(BIN)/lint-imports --no-cache
+
+pytest: .venv/installed-dev
+	$(BIN)/pytest $(PYTEST_ARGS)
+
+bench: .venv/installed-dev  ## run the benchmarks and write their record (minutes)
+	$(BIN)/python benchmarks/train.py
+
+clean:  ## remove the environment and caches, but no runs
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -1,0 +1,98 @@
+"""What every job's command line shares: presets, one-line errors, the summary file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from cdvae_ray.errors import CdvaeError
+
+Config = TypeVar("Config")
+
+
+def parse(
+    kind: type[Config],
+    arguments: Sequence[str],
+    *,
+    job: str,
+    presets: Mapping[str, tuple[str, Config]],
+    default_preset: str,
+    choose: Callable[[str], Config],
+) -> tuple[str, Config]:
+    """The preset's name and the config of a command line `[preset] [--flag value ...]`.
+
+    Args:
+        kind: the config's type, whose docstrings become the help.
+        arguments: without the program's name.
+        job: the program, for the help.
+        presets: what each preset is, and its config.
+        default_preset: what a command line without a preset means.
+        choose: a preset's config, or an error that names the presets.
+    """
+    named = bool(arguments) and not arguments[0].startswith("-")
+    name = arguments[0] if named else default_preset
+    listing = "\n".join(f"  {each:<18}{summary}" for each, (summary, _) in presets.items())
+    config = tyro.cli(
+        kind,
+        args=list(arguments[1:] if named else arguments),
+        default=choose(name),
+        prog=f"{job} [preset]",
+        description=f"{kind.__doc__}\n\nPresets ({default_preset} without one):\n{listing}\n\n"
+        f"Defaults below are those of {name}.",
+    )
+    return name, config
+
+
+def write_summary(
+    path: Path,
+    *,
+    job: str,
+    run_id: str | None,
+    checkpoint: str,
+    config_digest: str,
+    metrics: Mapping[str, float],
+) -> None:
+    """Writes a job's final numbers as JSON, whole or not at all."""
+    summary = {
+        "job": job,
+        "run_id": run_id,
+        "checkpoint": checkpoint,
+        "config_digest": config_digest,
+        "metrics": dict(metrics),
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".partial-{path.name}-{os.getpid()}")
+    aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    aside.replace(path)
+
+
+def run_job(job: Callable[[], Any]) -> NoReturn:
+    """Runs a job and exits: 0 if it went well, 1 with one line on stderr if not."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        job()
+    except CdvaeError as error:
+        print(f"error: {error}", file=sys.stderr)  # noqa: T201 - the command line's own output
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    sys.exit(0)
+
+
+def say(line: str) -> None:
+    """Prints a line at once, also into a pipe."""
+    print(line, flush=True)  # noqa: T201
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    # A stopped job unwinds like an interrupted one, so that its MLflow run ends as KILLED.
+    sys.exit(128 + number)

@@ -1,0 +1,133 @@
+"""The named starting points of `jobs/train.py`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from cdvae_ray.config.data import AugmentationConfig, DataConfig
+from cdvae_ray.config.model import ModelConfig
+from cdvae_ray.config.objective import ObjectiveConfig
+from cdvae_ray.config.train_job import TrainConfig
+from cdvae_ray.config.training import EvaluationConfig, ResourcesConfig, TrainingConfig
+from cdvae_ray.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A config with the sentence that the help shows beside its name."""
+
+    summary: str
+    config: TrainConfig
+
+
+_GREY = (0.5, 0.5, 0.5)
+
+_quickstart = TrainConfig(
+    data=DataConfig(source="digits", image_size=16),
+    augmentation=AugmentationConfig(crop_padding=1),
+    model=ModelConfig(
+        vae_width=16,
+        latent_size=64,
+        classifier_depth=10,
+        classifier_widen_factor=1,
+        classifier_dropout=0.0,
+        pixel_mean=_GREY,
+        pixel_std=_GREY,
+    ),
+    training=TrainingConfig(
+        epochs=30,
+        global_batch_size=64,
+        learning_rate=2e-3,
+        schedule="cosine",
+        cosine_period_epochs=30,
+        minimum_learning_rate=1e-5,
+    ),
+    resources=ResourcesConfig(checkpoint_every=5),
+)
+
+_smoke = replace(
+    _quickstart,
+    data=DataConfig(source="digits", image_size=16, train_limit=256, test_limit=100),
+    model=replace(_quickstart.model, vae_width=4, latent_size=8),
+    training=replace(_quickstart.training, epochs=2, cosine_period_epochs=2),
+    evaluation=EvaluationConfig(attack_images=32, attack_num_steps=2),
+    resources=ResourcesConfig(),
+)
+
+_paper = TrainConfig(
+    data=DataConfig(source="cifar10", path="./data", image_size=32, download=True),
+    augmentation=AugmentationConfig(crop_padding=4, horizontal_flip=True),
+    model=ModelConfig(),
+    objective=ObjectiveConfig(gamma=2.0, beta=0.2),
+    training=TrainingConfig(epochs=300, global_batch_size=256),
+    evaluation=EvaluationConfig(attack_images=1000),
+    resources=ResourcesConfig(checkpoint_every=10),
+)
+
+_released = replace(
+    _paper,
+    augmentation=AugmentationConfig(
+        crop_padding=4,
+        horizontal_flip=True,
+        rand_augment_ops=2,
+        rand_augment_magnitude=10,
+        cutout_size=16,
+        mixup_alpha=2.0,
+    ),
+    objective=ObjectiveConfig(
+        gamma=0.2, beta=0.2, reconstruction_weights=((0, 10.0), (100, 5.0), (200, 1.0))
+    ),
+    training=replace(
+        _paper.training,
+        seed=666,
+        schedule="cosine",
+        cosine_period_epochs=50,
+        minimum_learning_rate=2e-4,
+    ),
+)
+
+_small = replace(
+    _paper,
+    model=ModelConfig(
+        vae_width=32,
+        latent_size=256,
+        classifier_depth=10,
+        classifier_widen_factor=2,
+        classifier_dropout=0.0,
+    ),
+    training=TrainingConfig(
+        epochs=12,
+        global_batch_size=128,
+        learning_rate=2e-3,
+        schedule="cosine",
+        cosine_period_epochs=12,
+        minimum_learning_rate=1e-5,
+    ),
+    resources=ResourcesConfig(checkpoint_every=1),
+)
+
+PRESETS: dict[str, Preset] = {
+    "quickstart": Preset("digits, small networks: minutes on a laptop (the default)", _quickstart),
+    "smoke": Preset("digits, tiny networks, 2 epochs: seconds, for tests", _smoke),
+    "cifar10-small": Preset("CIFAR-10 with small networks, for a CPU", _small),
+    "cifar10": Preset("the paper's text: WRN-28-10, gamma 2, beta 0.2, 300 epochs", _paper),
+    "cifar10-released": Preset(
+        "the released recipe: curriculum, mixup, RandAugment, cosine, gamma 0.2", _released
+    ),
+}
+
+
+def preset(name: str) -> TrainConfig:
+    """The config of a preset.
+
+    Raises:
+        ConfigError: no preset has that name.
+    """
+    if name not in PRESETS:
+        raise ConfigError(
+            "preset",
+            got=repr(name),
+            expected=f"one of {', '.join(PRESETS)}",
+            remedy="run jobs/train.py --help for what each is",
+        )
+    return PRESETS[name].config

@@ -1,0 +1,107 @@
+"""How a model is fitted, and on which resources."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cdvae_ray.config.checks import above, at_least, require
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """Optimiser, schedule and numerics. All of it is part of a run's identity."""
+
+    seed: int = 0
+    """Seeds initialisation, order, augmentation and latent noise: >= 0."""
+    epochs: int = 300
+    """Passes over the training images: >= 1."""
+    global_batch_size: int = 256
+    """Images a step over all workers; must divide by the number of workers."""
+    learning_rate: float = 1e-3
+    """Learning rate of AdamW (betas 0.9, 0.999): > 0."""
+    weight_decay: float = 1e-6
+    """Decoupled weight decay of AdamW: >= 0."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """constant, or cosine between learning_rate and minimum_learning_rate, a step an epoch."""
+    cosine_period_epochs: int = 50
+    """Epochs from the top of the cosine to its bottom (T_max); past it the rate rises again."""
+    minimum_learning_rate: float = 2e-4
+    """Bottom of the cosine: >= 0."""
+    max_gradient_norm: float = 0.0
+    """Clip the gradient's global L2 norm to this; 0 turns clipping off."""
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    """auto: bfloat16 autocast on GPUs that have it, float32 elsewhere. bfloat16 needs a GPU."""
+    channels_last: bool = True
+    """Keep activations and weights in channels-last memory format."""
+    compile: bool = False
+    """torch.compile the model (needs a C++ compiler on a CPU)."""
+    sync_batch_norm: bool = True
+    """Batch normalisation over the global batch, so that results do not depend on the number of
+    workers. False: each worker normalises its own part, as DataParallel does in the released
+    code."""
+
+    def __post_init__(self) -> None:
+        at_least("training.seed", self.seed, 0)
+        at_least("training.epochs", self.epochs, 1)
+        at_least("training.global_batch_size", self.global_batch_size, 2)
+        above("training.learning_rate", self.learning_rate, 0.0)
+        at_least("training.weight_decay", self.weight_decay, 0.0)
+        at_least("training.cosine_period_epochs", self.cosine_period_epochs, 1)
+        at_least("training.minimum_learning_rate", self.minimum_learning_rate, 0.0)
+        at_least("training.max_gradient_norm", self.max_gradient_norm, 0.0)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig:
+    """What is measured on the test images after training."""
+
+    batch_size: int = 256
+    """Images a forward pass on each worker."""
+    attack_images: int = 256
+    """How many test images the short PGD look takes (fewer if there are fewer)."""
+    attack_epsilon: float = 8 / 255
+    """L-infinity radius of the PGD look, in pixel units [0, 1]."""
+    attack_num_steps: int = 10
+    """Iterations of the PGD look; the step size is epsilon / sqrt(num_steps)."""
+    picture_images: int = 8
+    """Columns of the picture x, G(x), R(x)."""
+
+    def __post_init__(self) -> None:
+        at_least("evaluation.batch_size", self.batch_size, 1)
+        at_least("evaluation.attack_images", self.attack_images, 1)
+        require(
+            0.0 < self.attack_epsilon <= 1.0,
+            "evaluation.attack_epsilon",
+            got=self.attack_epsilon,
+            expected="a number in (0, 1]",
+            remedy="set --evaluation.attack-epsilon to such a number",
+        )
+        at_least("evaluation.attack_num_steps", self.attack_num_steps, 1)
+        at_least("evaluation.picture_images", self.picture_images, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ResourcesConfig:
+    """What the cluster lends to training. No part of a run's identity."""
+
+    num_workers: int = 1
+    """Ray Train workers, each with a replica of the model: >= 1."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """gpu: one GPU a worker, NCCL. cpu: gloo. auto: gpu where the cluster has enough of them."""
+    cpus_per_worker: int | Literal["auto"] = "auto"
+    """CPU threads of a worker; auto shares a node's CPUs evenly among its workers."""
+    max_failures: int = 3
+    """How often training may lose a worker and go on from the last checkpoint."""
+    checkpoint_every: int = 1
+    """Epochs from one checkpoint to the next; the last epoch always has one."""
+    wait_seconds: float = 30.0
+    """How long to wait for resources that the cluster lacks (raise it with autoscaling)."""
+
+    def __post_init__(self) -> None:
+        at_least("resources.num_workers", self.num_workers, 1)
+        if self.cpus_per_worker != "auto":
+            at_least("resources.cpus_per_worker", self.cpus_per_worker, 1)
+        at_least("resources.max_failures", self.max_failures, 0)
+        at_least("resources.checkpoint_every", self.checkpoint_every, 1)
+        at_least("resources.wait_seconds", self.wait_seconds, 0.0)

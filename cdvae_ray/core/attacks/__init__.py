@@ -1,0 +1,1 @@
+"""Attacks on any function from images in [0, 1] to logits."""

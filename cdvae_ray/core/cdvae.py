@@ -1,0 +1,176 @@
+"""The class-disentangled VAE: x = G(x) + R(x), with D classifying R(x)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from cdvae_ray.config.model import ModelConfig
+from cdvae_ray.core.vae import ConvVae, reparameterize
+from cdvae_ray.core.wide_resnet import WideResNet
+from cdvae_ray.errors import ConfigError, DataError
+
+
+class CdvaeOutput(NamedTuple):
+    """What the objective needs, in the networks' own units (normalised pixels)."""
+
+    normalized_images: Tensor
+    """x, (N, 3, S, S)."""
+    reconstruction: Tensor
+    """G(x), (N, 3, S, S)."""
+    mean: Tensor
+    """Mean of q(z|x), (N, Z)."""
+    log_var: Tensor
+    """Log-variance of q(z|x), (N, Z)."""
+    logits: Tensor
+    """D(R(x)), (N, classes)."""
+
+
+class Decomposition(NamedTuple):
+    """x = G(x) + R(x) in pixel units: images == class_redundant + class_essential."""
+
+    class_redundant: Tensor
+    """G(x), (N, 3, S, S), in pixel units; it may leave [0, 1] slightly."""
+    class_essential: Tensor
+    """R(x) = x - G(x), (N, 3, S, S), in pixel units."""
+    mean: Tensor
+    """Mean of q(z|x), (N, Z)."""
+    log_var: Tensor
+    """Log-variance of q(z|x), (N, Z)."""
+    logits: Tensor
+    """D(R(x)), (N, classes)."""
+
+
+class CDVAE(nn.Module):
+    """G and D together, on images in [0, 1]; the normalisation is inside.
+
+    In eval mode the model is deterministic unless `config.evaluation_latent` is "sample".
+
+    Args:
+        config: the networks.
+        image_size: side S of the images, a multiple of 4, at least 8.
+        class_names: one name a class; their number is the number of logits.
+
+    Raises:
+        ConfigError: an image size or a number of classes that the networks cannot have.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self, config: ModelConfig, *, image_size: int, class_names: tuple[str, ...]
+    ) -> None:
+        super().__init__()
+        if image_size < 8 or image_size % 4:
+            raise ConfigError(
+                "image_size",
+                got=image_size,
+                expected="a multiple of 4, at least 8",
+                remedy="resize the images to 16, 32 or 64",
+            )
+        if len(class_names) < 2:
+            raise ConfigError(
+                "class_names",
+                got=f"{len(class_names)} classes",
+                expected="at least 2",
+                remedy="train on a dataset of several classes",
+            )
+        self.config = config
+        self.image_size = image_size
+        self.class_names = class_names
+        self.generator = ConvVae(
+            width=config.vae_width, latent_size=config.latent_size, image_size=image_size
+        )
+        self.classifier = WideResNet(
+            depth=config.classifier_depth,
+            widen_factor=config.classifier_widen_factor,
+            num_classes=len(class_names),
+            dropout=config.classifier_dropout,
+        )
+        # Settings, not weights: they come back from the config, so no checkpoint holds them.
+        shape = (1, 3, 1, 1)
+        self.register_buffer(
+            "pixel_mean", torch.tensor(config.pixel_mean).view(shape), persistent=False
+        )
+        self.register_buffer(
+            "pixel_std", torch.tensor(config.pixel_std).view(shape), persistent=False
+        )
+
+    def forward(self, images: Tensor, noise: Tensor | None = None) -> CdvaeOutput:
+        """All terms of Eqs. (1)-(3) for images (N, 3, S, S) in [0, 1].
+
+        Args:
+            images: float, (N, 3, S, S), in [0, 1].
+            noise: the N(0, I) of the reparameterisation, (N, Z). Without it G decodes the mean
+                in eval mode (or a fresh sample if the config says so), and a fresh sample in
+                train mode.
+        """
+        normalized = (images - self.pixel_mean) / self.pixel_std
+        posterior = self.generator.encode(normalized)
+        if noise is None and (self.training or self.config.evaluation_latent == "sample"):
+            noise = torch.randn_like(posterior.mean)
+        latents = posterior.mean if noise is None else reparameterize(posterior, noise)
+        reconstruction = self.generator.decode(latents)
+        logits = self.classifier(normalized - reconstruction)
+        return CdvaeOutput(
+            normalized_images=normalized,
+            reconstruction=reconstruction,
+            mean=posterior.mean,
+            log_var=posterior.log_var,
+            logits=logits,
+        )
+
+    def decompose(self, images: Tensor) -> Decomposition:
+        """Splits images into class-redundant and class-essential parts, in pixel units.
+
+        Args:
+            images: float, (N, 3, S, S), in [0, 1].
+
+        Raises:
+            DataError: the images do not have the model's shape.
+        """
+        self._check(images)
+        output: CdvaeOutput = self(images)
+        class_redundant = output.reconstruction * self.pixel_std + self.pixel_mean
+        return Decomposition(
+            class_redundant=class_redundant,
+            class_essential=images - class_redundant,
+            mean=output.mean,
+            log_var=output.log_var,
+            logits=output.logits,
+        )
+
+    def classify_essential(self, images: Tensor) -> Tensor:
+        """D(R(x)) through the whole CD-VAE: images in [0, 1] to logits (N, classes)."""
+        logits: Tensor = self(images).logits
+        return logits
+
+    def _check(self, images: Tensor) -> None:
+        expected = (3, self.image_size, self.image_size)
+        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
+            raise DataError(
+                "images",
+                got=f"shape {tuple(images.shape)}",
+                expected=f"(N, {', '.join(map(str, expected))})",
+                remedy="resize them or load a model of their size",
+            )
+        if not images.is_floating_point():
+            raise DataError(
+                "images",
+                got=str(images.dtype),
+                expected="floating point in [0, 1]",
+                remedy="divide uint8 images by 255",
+            )
+
+
+def build_cdvae(
+    config: ModelConfig, *, image_size: int, class_names: tuple[str, ...], seed: int
+) -> CDVAE:
+    """A freshly initialised CD-VAE whose weights depend on the seed alone."""
+    # PyTorch's layers initialise from the global generator: fork it, so the caller's is unmoved.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CDVAE(config, image_size=image_size, class_names=class_names)

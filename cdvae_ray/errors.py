@@ -1,0 +1,75 @@
+"""Everything that cdvae_ray raises on purpose.
+
+CdvaeError
+├── ConfigError          a setting, or a combination of settings, that cannot be run
+├── DataError            a dataset that is absent, broken or not what was promised
+├── CheckpointError      a checkpoint that is absent, damaged or of another configuration
+├── StorageError         a storage root that cannot be read or written
+├── ResourceError        a cluster that lacks what the job asks for
+├── TrackingError        an MLflow address that cannot be resolved (never raised while training)
+└── TrainingError        training that cannot go on
+    └── NonFiniteLossError   the loss became NaN or infinite
+
+Each message is one line: what, got, expected, remedy.
+"""
+
+from __future__ import annotations
+
+
+class CdvaeError(Exception):
+    """An error with a remedy, printed by every job as one line and exit code 1.
+
+    Args:
+        what: the thing that is wrong, by the name its user knows it by.
+        got: what was found.
+        expected: what would have been right.
+        remedy: what to do about it.
+    """
+
+    def __init__(self, what: str, *, got: object, expected: str, remedy: str) -> None:
+        self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
+        super().__init__(_one_line(f"{what}: got {got}, expected {expected}; {remedy}"))
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Keyword-only arguments do not survive an exception's default pickling between processes.
+        return _rebuild, (type(self), self.what, str(self.got), self.expected, self.remedy)
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _rebuild(kind: type[CdvaeError], what: str, got: str, expected: str, remedy: str) -> CdvaeError:
+    return kind(what, got=got, expected=expected, remedy=remedy)
+
+
+class ConfigError(CdvaeError):
+    """A setting, or a combination of settings, that cannot be run."""
+
+
+class DataError(CdvaeError):
+    """A dataset that is absent, broken or not what was promised."""
+
+
+class CheckpointError(CdvaeError):
+    """A checkpoint that is absent, damaged or of another configuration."""
+
+
+class StorageError(CdvaeError):
+    """A storage root that cannot be read or written."""
+
+
+class ResourceError(CdvaeError):
+    """A cluster that lacks what the job asks for."""
+
+
+class TrackingError(CdvaeError):
+    """An MLflow address that cannot be resolved."""
+
+
+class TrainingError(CdvaeError):
+    """Training that cannot go on."""
+
+
+class NonFiniteLossError(TrainingError):
+    """The loss became NaN or infinite."""

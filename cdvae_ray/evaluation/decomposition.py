@@ -1,0 +1,98 @@
+"""What a CD-VAE does to test images: classification, reconstruction, and a short PGD look."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from cdvae_ray.config.training import EvaluationConfig
+from cdvae_ray.core.attacks.pgd import pgd_linf
+from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.metrics import Tally
+from cdvae_ray.core.objective import kl_per_image, reconstruction_accuracy_per_image
+from cdvae_ray.data.batches import Batch
+
+CLEAN_SUMS = ("class_essential_accuracy", "reconstruction_accuracy", "kl_nats")
+ATTACK_SUMS = (
+    "attacked_clean_accuracy",
+    "attacked_accuracy",
+    "delta_l2",
+    "delta_redundant_l2",
+    "delta_essential_l2",
+)
+
+
+def evaluate_clean(model: CDVAE, batches: Iterable[Batch], device: torch.device) -> Tally:
+    """Accuracy of D(R(x)), reconstruction accuracy 1 - |x - G(x)| / |x| and KL in nats.
+
+    Args:
+        model: in eval mode, on `device`.
+        batches: uint8 images with labels; this rank's share of them.
+        device: where to compute.
+
+    Returns:
+        The sums CLEAN_SUMS over this rank's images.
+    """
+    tally = Tally(device)
+    with torch.inference_mode():
+        for batch in batches:
+            images, labels = _to_device(batch, device)
+            output = model(images)
+            reconstructed = reconstruction_accuracy_per_image(
+                output.reconstruction, output.normalized_images
+            )
+            sums = {
+                "class_essential_accuracy": (output.logits.argmax(dim=1) == labels).sum(),
+                "reconstruction_accuracy": reconstructed.sum(),
+                "kl_nats": kl_per_image(output.mean, output.log_var).sum(),
+            }
+            tally.add(sums, len(labels))
+    return tally
+
+
+def look_at_perturbations(
+    model: CDVAE, batches: Iterable[Batch], config: EvaluationConfig, device: torch.device
+) -> Tally:
+    """Where an L-infinity PGD perturbation goes: |delta|, |delta_G| and |delta_R|, Eq. (6).
+
+    Threat model: the attack is on D(R(x)) through the whole CD-VAE. Norms are L2 per image, in
+    pixel units (images in [0, 1]).
+
+    Returns:
+        The sums ATTACK_SUMS over this rank's images.
+    """
+    tally = Tally(device)
+    for batch in batches:
+        images, labels = _to_device(batch, device)
+        adversarial = pgd_linf(
+            model.classify_essential,
+            images,
+            labels,
+            epsilon=config.attack_epsilon,
+            num_steps=config.attack_num_steps,
+            seed=0,
+            image_ids=batch.image_ids,
+        )
+        with torch.inference_mode():
+            clean, attacked = model.decompose(images), model.decompose(adversarial)
+            sums = {
+                "attacked_clean_accuracy": (clean.logits.argmax(dim=1) == labels).sum(),
+                "attacked_accuracy": (attacked.logits.argmax(dim=1) == labels).sum(),
+                "delta_l2": _l2(images - adversarial),
+                "delta_redundant_l2": _l2(clean.class_redundant - attacked.class_redundant),
+                "delta_essential_l2": _l2(clean.class_essential - attacked.class_essential),
+            }
+        tally.add(sums, len(labels))
+    return tally
+
+
+def _l2(differences: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(differences.flatten(1), dim=1)
+    return norms.sum()
+
+
+def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    images = batch.images.to(device, non_blocking=True).float().div_(255)
+    return images, batch.labels.to(device, non_blocking=True)

@@ -1,0 +1,19 @@
+"""MLflow: the one sub-package that imports it, and only when a job is tracked."""
+
+from cdvae_ray.tracking.address import artifact_location, redact, tracking_uri
+from cdvae_ray.tracking.environment import environment_facts, git_commit
+from cdvae_ray.tracking.models import fetch_checkpoint
+from cdvae_ray.tracking.writer import NullWriter, RunWriter, Writer, open_writer
+
+__all__ = [
+    "NullWriter",
+    "RunWriter",
+    "Writer",
+    "artifact_location",
+    "environment_facts",
+    "fetch_checkpoint",
+    "git_commit",
+    "open_writer",
+    "redact",
+    "tracking_uri",
+]

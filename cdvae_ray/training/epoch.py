@@ -1,0 +1,108 @@
+"""One pass over the training images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+from cdvae_ray.core.metrics import Tally
+from cdvae_ray.core.random import derive_seed
+from cdvae_ray.data.batches import BatchSource
+from cdvae_ray.errors import NonFiniteLossError, TrainingError
+from cdvae_ray.training.distributed import all_reduce_min, all_reduce_sum, rank, world_size
+from cdvae_ray.training.schedule import learning_rate
+from cdvae_ray.training.state import TrainState
+
+METRIC_SUMS = ("loss", "reconstruction", "kl", "classification", "correct")
+_CHECK_STEPS = 50
+"""Steps between looks at the loss, each of which waits for the device."""
+
+
+class Progress(NamedTuple):
+    """How far an epoch has come, by rank 0's count."""
+
+    epoch: int
+    batches_done: int
+    batches: int
+    images_per_second: float
+
+
+class EpochReport(NamedTuple):
+    """What an epoch came to over all ranks."""
+
+    epoch: int
+    metrics: dict[str, float]
+    images: int
+    seconds: float
+
+
+def train_epoch(
+    state: TrainState,
+    source: BatchSource,
+    epoch: int,
+    *,
+    on_progress: Callable[[Progress], None],
+    progress_seconds: float = 5.0,
+) -> EpochReport:
+    """Trains on every batch of an epoch. Called by every rank.
+
+    Raises:
+        NonFiniteLossError: on all ranks together, once any rank's loss is NaN or infinite.
+        TrainingError: the source gave another number of batches than it promised.
+    """
+    seed = state.task.training.seed
+    # Dropout draws from PyTorch's own generator. Seeding it here makes an epoch repeatable
+    # whatever ran before it, so that a resumed run is the undisturbed one.
+    torch.manual_seed(derive_seed(seed, "epoch", epoch, rank()))
+    state.set_learning_rate(learning_rate(state.task.training, epoch))
+    state.model.train()
+    tally = Tally(state.device)
+    first_bad = torch.full((1,), torch.inf, device=state.device)
+    started = spoken = time.perf_counter()
+    steps = 0
+    for batch in source.epoch_batches(epoch):
+        sums = state.train_step(batch, epoch=epoch, index=steps)
+        tally.add(sums, len(batch.labels))
+        # The host does not wait here: the first bad step is remembered on the device.
+        bad_here = torch.where(torch.isfinite(sums["loss"].detach()), torch.inf, float(steps))
+        first_bad = torch.minimum(first_bad, bad_here)
+        steps += 1
+        if steps % _CHECK_STEPS == 0:
+            _stop_if_bad(first_bad, epoch)
+        now = time.perf_counter()
+        if now - spoken >= progress_seconds:
+            spoken = now
+            rate = tally.count * world_size() / (now - started)
+            on_progress(Progress(epoch, steps, source.batches_per_epoch, rate))
+    if steps != source.batches_per_epoch:
+        raise TrainingError(
+            f"epoch {epoch}",
+            got=f"{steps} batches",
+            expected=f"{source.batches_per_epoch}",
+            remedy="check the dataset for images that were lost while training",
+        )
+    _stop_if_bad(first_bad, epoch)
+    tally.reduce(all_reduce_sum, METRIC_SUMS)
+    seconds = time.perf_counter() - started
+    means = tally.means()
+    metrics = {f"train_{name}": means[name] for name in METRIC_SUMS if name != "correct"}
+    metrics["train_accuracy"] = means["correct"]
+    metrics["learning_rate"] = learning_rate(state.task.training, epoch)
+    metrics["epoch_seconds"] = seconds
+    metrics["images_per_second"] = tally.count / seconds
+    return EpochReport(epoch, metrics, tally.count, seconds)
+
+
+def _stop_if_bad(first_bad: torch.Tensor, epoch: int) -> None:
+    step = float(all_reduce_min(first_bad.clone()).item())
+    if step != float("inf"):
+        raise NonFiniteLossError(
+            f"loss at epoch {epoch}, step {int(step)}",
+            got="NaN or infinity",
+            expected="a finite number",
+            remedy="lower --training.learning-rate or set --training.max-gradient-norm; "
+            "the last checkpoint is kept",
+        )

@@ -1,0 +1,95 @@
+"""All epochs of a run on one rank: train, checkpoint, evaluate. Knows nothing of Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from cdvae_ray.data.batches import BatchSource
+from cdvae_ray.errors import CdvaeError
+from cdvae_ray.storage.store import Store
+from cdvae_ray.training.checkpoint import (
+    checkpoint_name,
+    newest_sound_checkpoint,
+    restore_checkpoint,
+    save_checkpoint,
+)
+from cdvae_ray.training.distributed import from_rank_zero, raise_together, rank
+from cdvae_ray.training.epoch import EpochReport, Progress, train_epoch
+from cdvae_ray.training.state import TrainState
+
+
+def resume(run: Store, state: TrainState, *, config_digest: str) -> int:
+    """Restores the run's newest sound checkpoint on every rank; returns the epochs done.
+
+    Raises:
+        CheckpointError: the checkpoint is of another configuration, or none is sound.
+    """
+    found, error = None, None
+    if rank() == 0:
+        try:
+            found = newest_sound_checkpoint(run)
+        except CdvaeError as trouble:
+            error = trouble
+    raise_together(error, state.device, doing="looking for a checkpoint")
+    epochs_done = from_rank_zero(found.epochs_done if found else 0, state.device)
+    if epochs_done > 0:
+        try:
+            restore_checkpoint(
+                run, checkpoint_name(epochs_done), state, config_digest=config_digest
+            )
+        except CdvaeError as trouble:
+            error = trouble
+        raise_together(error, state.device, doing="restoring a checkpoint")
+    return epochs_done
+
+
+def fit(
+    state: TrainState,
+    source: BatchSource,
+    run: Store,
+    *,
+    epochs_done: int,
+    checkpoint_every: int,
+    config_digest: str,
+    identity: Mapping[str, Any],
+    on_epoch: Callable[[EpochReport], None],
+    on_progress: Callable[[Progress], None],
+    on_checkpoint: Callable[[str, EpochReport], None],
+) -> None:
+    """Trains the remaining epochs. Called by every rank; rank 0 writes the checkpoints.
+
+    Args:
+        state: this rank's replica, as `resume` left it.
+        source: this rank's share of the training images.
+        run: the run's folder, the same storage for every rank.
+        epochs_done: where to go on.
+        checkpoint_every: epochs between checkpoints; the last epoch always has one.
+        config_digest: the run's identity, stored in each checkpoint.
+        identity: what the digest was taken of.
+        on_epoch: called on every rank after each epoch.
+        on_progress: called on every rank every few seconds within an epoch.
+        on_checkpoint: called on every rank once a checkpoint is written, with its name.
+    """
+    epochs = state.task.training.epochs
+    for epoch in range(epochs_done, epochs):
+        report = train_epoch(state, source, epoch, on_progress=on_progress)
+        on_epoch(report)
+        done = epoch + 1
+        if done % checkpoint_every and done != epochs:
+            continue
+        error = None
+        if rank() == 0:
+            try:
+                save_checkpoint(
+                    run,
+                    state,
+                    epochs_done=done,
+                    config_digest=config_digest,
+                    identity=identity,
+                    metrics=report.metrics,
+                )
+            except CdvaeError as trouble:
+                error = trouble
+        raise_together(error, state.device, doing="saving a checkpoint")
+        on_checkpoint(checkpoint_name(done), report)

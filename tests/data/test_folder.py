@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cdvae_ray.config.data import DataConfig
+from cdvae_ray.data import Splits, load_splits
+from cdvae_ray.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path, encode, noise) -> Path:
+    def write(name: str, seed: int, kind: str) -> None:
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encode(noise(seed), kind))
+
+    write("train/dog/b.PNG", 0, "PNG")
+    write("train/dog/a.bmp", 1, "BMP")
+    write("train/cat/x.ppm", 2, "PPM")
+    write("train/cat/y.TiFf", 3, "TIFF")
+    write("train/cat/z.jpeg", 4, "JPEG")
+    write("test/dog/t.png", 5, "PNG")
+    return tmp_path
+
+
+def _load(path: Path) -> Splits:
+    return load_splits(DataConfig(source="folder", path=str(path), image_size=16))
+
+
+def test_classes_and_files_are_sorted_and_others_ignored(folder: Path, noise) -> None:
+    (folder / "train/cat/notes.txt").write_text("no image")
+    (folder / "train/cat/.hidden.png").write_text("no image")
+    (folder / "train/cat/deeper.png").mkdir()
+    (folder / "train/.cache").mkdir()
+    (folder / "train/readme.md").write_text("no class")
+    train, test = _load(folder)
+    assert train.class_names == test.class_names == ("cat", "dog")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1]
+    assert test.labels.tolist() == [1]
+    assert (train.name, test.name) == ("folder/train", "folder/test")
+    for index, seed in ((0, 2), (1, 3), (3, 1), (4, 0)):
+        expected = np.asarray(noise(seed))
+        assert (train.images[index].permute(1, 2, 0).numpy() == expected).all()
+
+
+def test_an_unknown_test_class_is_named(folder: Path) -> None:
+    (folder / "test/eel").mkdir()
+    with pytest.raises(DataError, match=r"test/eel: got a label outside the class list"):
+        _load(folder)
+
+
+def test_an_empty_training_class_is_named(folder: Path) -> None:
+    (folder / "train/eel").mkdir()
+    (folder / "train/eel/notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"train/eel: got no images"):
+        _load(folder)
+
+
+def test_a_test_half_without_images_is_named(folder: Path) -> None:
+    (folder / "test/dog/t.png").unlink()
+    with pytest.raises(DataError, match=r"test: got no images"):
+        _load(folder)
+
+
+def test_missing_folders_say_what_is_there(folder: Path, tmp_path: Path) -> None:
+    (folder / "test/dog/t.png").unlink()
+    (folder / "test/dog").rmdir()
+    with pytest.raises(DataError, match=r"test: got no class folders"):
+        _load(folder)
+    (folder / "test").rename(folder / "val")
+    with pytest.raises(DataError, match=r"got a folder with train, val, expected .* test/<class>/"):
+        _load(folder)
+    with pytest.raises(DataError, match=r"got a folder with cat, dog, expected .* train/<class>/"):
+        _load(folder / "train")
+    with pytest.raises(DataError, match="got no such folder"):
+        _load(folder / "absent")
+    (folder / "file").write_text("")
+    with pytest.raises(DataError, match="got a file"):
+        _load(folder / "file")
+    (folder / "empty").mkdir()
+    with pytest.raises(DataError, match="got an empty folder"):
+        _load(folder / "empty")
+
+
+def test_a_truncated_jpeg_is_named(folder: Path) -> None:
+    path = folder / "train/cat/z.jpeg"
+    path.write_bytes(path.read_bytes()[:-200])
+    with pytest.raises(DataError, match=r"train/cat/z\.jpeg: got \d+ bytes that do not decode"):
+        _load(folder)
