@@ -96,11 +96,11 @@ _small = replace(
         classifier_dropout=0.0,
     ),
     training=TrainingConfig(
-        epochs=12,
+        epochs=10,
         global_batch_size=128,
         learning_rate=2e-3,
         schedule="cosine",
-        cosine_period_epochs=12,
+        cosine_period_epochs=10,
         minimum_learning_rate=1e-5,
     ),
     resources=ResourcesConfig(checkpoint_every=1),

@@ -25,10 +25,10 @@ class WideBlock(nn.Module):
             self.shortcut = nn.Sequential(nn.Conv2d(in_planes, planes, 1, stride=stride))
 
     def forward(self, features: Tensor) -> Tensor:
-        out = self.dropout(self.conv1(F.relu(self.bn1(features))))
+        out: Tensor = self.dropout(self.conv1(F.relu(self.bn1(features))))
         out = self.conv2(F.relu(self.bn2(out)))
-        shortcut: Tensor = self.shortcut(features)
-        return out + shortcut
+        out = out + self.shortcut(features)
+        return out
 
 
 class WideResNet(nn.Module):

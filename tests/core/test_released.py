@@ -131,7 +131,7 @@ def test_a_missing_or_truncated_file_is_refused(tmp_path):
         load_released_checkpoint(tmp_path / "half.pth")
 
 
-class _Ran(Exception):
+class _RanError(Exception):
     pass
 
 
@@ -141,7 +141,7 @@ class _Payload:
 
 
 def _raise():
-    raise _Ran
+    raise _RanError
 
 
 def test_nothing_in_the_file_is_executed(tmp_path):
