@@ -55,7 +55,7 @@ _smoke = replace(
 )
 
 _paper = TrainConfig(
-    data=DataConfig(source="cifar10", path="./data", image_size=32, download=True),
+    data=DataConfig(source="cifar10", path="./data", image_size=32),
     augmentation=AugmentationConfig(crop_padding=4, horizontal_flip=True),
     model=ModelConfig(),
     objective=ObjectiveConfig(gamma=2.0, beta=0.2),
