@@ -12,19 +12,10 @@ class Block(importlib.abc.MetaPathFinder):
             raise ImportError(f"{{name}} is blocked")
 sys.meta_path.insert(0, Block())
 """
-BEYOND_TORCH = [
-    "ray",
-    "mlflow",
-    "numpy",
-    "sklearn",
-    "torchvision",
-    "pyarrow",
-    "pandas",
-    "safetensors",
-    "matplotlib",
-    "PIL",
-    "tyro",
-]
+# NumPy is left out: PyTorch imports it by itself.
+BEYOND_TORCH = (
+    "ray mlflow sklearn torchvision pyarrow pandas safetensors matplotlib PIL tyro".split()  # noqa: SIM905
+)
 
 
 def run(code):

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
+from cdvae_ray.config.serialize import digest_of
 from cdvae_ray.errors import StorageError
 from cdvae_ray.storage.store import Store, to_json_bytes
 
@@ -45,7 +46,14 @@ def write_artifact(
             for file, content in files.items()
         },
     }
-    store.write_folder(name, {**files, MANIFEST: to_json_bytes(manifest)}, last=MANIFEST)
+    sealed = to_json_bytes(seal(manifest))
+    store.write_folder(name, {**files, MANIFEST: sealed}, last=MANIFEST)
+
+
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with its own digest, so that damage to it is seen too."""
+    open_manifest = {key: value for key, value in manifest.items() if key != "digest"}
+    return {**open_manifest, "digest": digest_of(open_manifest)}
 
 
 def read_artifact(
@@ -98,10 +106,12 @@ def read_manifest(store: Store, name: str, *, kind: str) -> dict[str, Any]:
             remedy="give the folder of a finished artifact",
         )
     manifest = folder.read_json(MANIFEST)
-    if not isinstance(manifest, dict) or not {"kind", "format_version", "facts", "files"} <= set(
-        manifest
-    ):
-        raise _damaged(folder, MANIFEST, "other content", "kind, format_version, facts and files")
+    if not isinstance(manifest, dict) or "digest" not in manifest:
+        raise _damaged(folder, MANIFEST, "other content", "a manifest with its digest")
+    if (digest := seal(manifest)["digest"]) != manifest["digest"]:
+        raise _damaged(
+            folder, MANIFEST, f"content of digest {digest[:12]}", str(manifest["digest"])[:12]
+        )
     if manifest["kind"] != kind or manifest["format_version"] != FORMAT_VERSION:
         raise StorageError(
             folder.uri,

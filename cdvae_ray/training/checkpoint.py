@@ -16,7 +16,7 @@ from cdvae_ray.config.model import ModelConfig
 from cdvae_ray.config.serialize import from_dict, to_dict
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.errors import CheckpointError, StorageError
-from cdvae_ray.storage.artifact import MANIFEST, read_artifact, write_artifact
+from cdvae_ray.storage.artifact import MANIFEST, read_artifact, seal, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.training.state import TrainState, load_weights
 
@@ -123,7 +123,7 @@ def model_files(run: Store, name: str) -> dict[str, bytes]:
     _, files = _read(run, name, only=(MODEL_FILE,))
     manifest = run.child(name).read_json(MANIFEST)
     manifest["files"] = {MODEL_FILE: manifest["files"][MODEL_FILE]}
-    return {MODEL_FILE: files[MODEL_FILE], MANIFEST: to_json_bytes(manifest)}
+    return {MODEL_FILE: files[MODEL_FILE], MANIFEST: to_json_bytes(seal(manifest))}
 
 
 def read_facts(run: Store, name: str) -> CheckpointFacts:

@@ -195,14 +195,15 @@ class TrainState:
         expected = {f"{name}/{part}" for name in parameters for part in parts}
         if set(optimizer) != expected:
             raise _other_tensors("optimiser state", set(optimizer), expected)
-        # load_state_dict casts to each parameter's device and memory format for us.
-        order = {name: index for index, name in enumerate(parameters)}
-        groups = self.optimizer.state_dict()["param_groups"]
-        state = {
-            index: {part: optimizer[f"{name}/{part}"] for part in parts}
-            for name, index in order.items()
-        }
-        self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        for name, parameter in parameters.items():
+            # The fused optimiser walks memory: moments must be laid out like their parameter.
+            moments = {
+                part: torch.empty_like(parameter.detach()) for part in ("exp_avg", "exp_avg_sq")
+            }
+            for part, moment in moments.items():
+                moment.copy_(optimizer[f"{name}/{part}"])
+            step = optimizer[f"{name}/step"].to(self.device)
+            self.optimizer.state[parameter] = {"step": step, **moments}
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -1,0 +1,114 @@
+"""Bad input to jobs/train.py: one line on stderr, exit code 1, nothing written.
+
+All of it is found before a cluster is started, so these tests start none.
+"""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).parents[2]
+
+
+def train(folder, *arguments):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "jobs/train.py"), *map(str, arguments)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def png(size=16):
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((size, size, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def image_folder(folder, *, corrupt="", empty="", unknown=""):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            (folder / split / name).mkdir(parents=True)
+            for index in range(3):
+                (folder / split / name / f"{index}.png").write_bytes(png())
+    if corrupt:
+        (folder / "train" / "cat" / corrupt).write_bytes(b"\xff\xd8\xff\xe0 not a picture")
+    if empty:
+        (folder / "train" / empty).mkdir()
+    if unknown:
+        (folder / "test" / unknown).mkdir()
+        (folder / "test" / unknown / "0.png").write_bytes(png())
+    return folder
+
+
+def from_folder(path):
+    return ["smoke", "--data.source", "folder", "--data.path", path, "--data.train-limit", "None"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (lambda f: ["fast"], "preset: got 'fast', expected one of quickstart"),
+        (lambda f: ["smoke", "--objective.gamma", "-1"], "objective.gamma: got -1.0, expected"),
+        (lambda f: from_folder(f / "nothing"), "nothing"),
+        (lambda f: from_folder(image_folder(f / "i", empty="mouse")), "mouse"),
+        (lambda f: from_folder(image_folder(f / "i", corrupt="bad.jpg")), "bad.jpg"),
+        (lambda f: from_folder(image_folder(f / "i", unknown="zebra")), "zebra"),
+        (
+            lambda f: ["smoke", "--training.global-batch-size", "7", "--resources.num-workers", 2],
+            "training.global_batch_size: got 7 with 2 workers, expected a multiple of 2",
+        ),
+        (
+            lambda f: ["smoke", "--training.global-batch-size", "1000"],
+            "got 1000, expected at most the 256 images",
+        ),
+        (lambda f: ["smoke", "--resume", "--overwrite"], "resume, overwrite: got both"),
+        (
+            lambda f: ["smoke", "--data.source", "parquet", "--data.path", f / "none"],
+            "none",
+        ),
+    ],
+    ids=[
+        "unknown preset",
+        "negative gamma",
+        "wrong path",
+        "empty class folder",
+        "corrupt JPEG",
+        "label outside the class list",
+        "batch not divisible",
+        "batch too large",
+        "contradiction",
+        "no Parquet",
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, complaint):
+    given = arguments(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    done = train(tmp_path, *given)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1, done.stderr
+    assert len(lines) == 1, done.stderr
+    assert lines[0].startswith("error: ")
+    assert complaint in lines[0]
+    for part in ("got ", ", expected ", "; "):
+        assert part in lines[0]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_the_help_lists_presets_and_every_flag():
+    done = train(ROOT, "--help")
+    assert done.returncode == 0
+    for word in ("quickstart", "cifar10-released", "--objective.gamma", "--summary", "--storage"):
+        assert word in done.stdout
+
+
+def test_an_unknown_flag_is_refused(tmp_path):
+    done = train(tmp_path, "smoke", "--objective.gama", "1")
+    assert done.returncode == 2
+    assert "--objective.gama" in done.stdout + done.stderr

@@ -1,0 +1,201 @@
+"""The main job on a real cluster: two workers, lost workers and drivers, results and tracking."""
+
+import json
+import shutil
+import subprocess
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import cdvae_ray
+from cdvae_ray.config.data import DataConfig
+from cdvae_ray.data.load import load_splits
+
+from .conftest import ROOT, kill, run_folder, summary, train_workers, wait_for
+
+# Long enough that a process can be killed in the middle, short enough to wait for.
+STEADY = [
+    "smoke",
+    *("--training.epochs", "6", "--training.global-batch-size", "32"),
+    *("--resources.num-workers", "2", "--resources.cpus-per-worker", "1"),
+    *("--model.classifier-dropout", "0.1"),
+]
+METRICS = {
+    "class_essential_accuracy",
+    "reconstruction_accuracy",
+    "delta_l2",
+    "delta_redundant_l2",
+    "delta_essential_l2",
+    "images_per_second",
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, tmp_path_factory):
+    """The run that nothing happens to, with its folder."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = cluster.train(folder, *STEADY, "--summary", "summary.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done
+
+
+def final_weights(folder):
+    return load_file(run_folder(folder / "runs") / "epoch-0006" / "model.safetensors")
+
+
+def assert_same_weights(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        # Two workers' gradients are summed in one order: equality is exact.
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_the_job_prints_progress_and_a_table(undisturbed):
+    _, done = undisturbed
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("epoch ") and "images/s" in line for line in lines) >= 6
+    assert any("left 0:00" in line for line in lines)
+    assert "accuracy of D(R(x))" in done.stdout
+    assert "white-box on D(R(x)): PGD" in done.stdout
+    assert "2 x 1 thread on CPU, float32" in done.stdout
+
+
+def test_the_summary_holds_what_the_contract_names(undisturbed):
+    folder, _ = undisturbed
+    values = summary(folder / "summary.json")
+    assert set(values) == {"job", "run_id", "checkpoint", "config_digest", "metrics"}
+    assert values["job"] == "train"
+    assert set(values["metrics"]) >= METRICS
+    assert run_folder(folder / "runs").name == f"cdvae-{values['config_digest'][:12]}"
+
+
+def test_a_checkpoint_loads_from_folder_run_and_mlflow_alike(undisturbed, monkeypatch):
+    folder, _ = undisturbed
+    monkeypatch.chdir(folder)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    values = summary(folder / "summary.json")
+    test = load_splits(DataConfig(source="digits", image_size=16, test_limit=20)).test
+    images = test.images.float() / 255
+    from cdvae_ray.tracking.client import connect
+
+    client = connect(f"sqlite:///{folder}/mlflow.db")
+    run = client.get_run(values["run_id"])
+    models = client.search_logged_models([run.info.experiment_id])
+    assert sorted(model.name for model in models) == [f"epoch-000{n}" for n in range(1, 7)]
+    assert all({metric.key for metric in model.metrics} >= {"train_loss"} for model in models)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["objective.gamma"] == "2.0"
+    assert "final_class_essential_accuracy" in run.data.metrics
+    artifacts = {each.path for each in client.list_artifacts(values["run_id"], "figures")}
+    assert artifacts == {"figures/decomposition.png"}
+    (newest,) = [model for model in models if model.name == "epoch-0006"]
+    locations = [
+        values["checkpoint"],
+        run_folder(folder / "runs"),
+        f"runs:/{values['run_id']}",
+        f"runs:/{values['run_id']}/epoch-0006",
+        f"models:/{newest.model_id}",
+    ]
+    with torch.no_grad():
+        outputs = [cdvae_ray.load(location).decompose(images).logits for location in locations]
+    for output in outputs[1:]:
+        assert torch.equal(output, outputs[0])
+    with pytest.raises(cdvae_ray.errors.CheckpointError, match="nothing there"):
+        cdvae_ray.load(folder / "absent")
+
+
+def test_a_complete_run_is_found_again_and_not_trained_again(cluster, undisturbed):
+    folder, _ = undisturbed
+    done = cluster.train(folder, *STEADY, "--summary", "again.json")
+    assert done.returncode == 0, done.stderr
+    assert "this run is complete" in done.stdout
+    assert summary(folder / "again.json") == summary(folder / "summary.json")
+
+
+def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed, tmp_path):
+    job = cluster.start(tmp_path, *STEADY)
+    run = run_folder(tmp_path / "runs")
+    wait_for(lambda: (run / "epoch-0002").exists(), "second checkpoint")
+    kill(train_workers()[-1])
+    output, _ = job.communicate(timeout=240)
+    assert job.returncode == 0, output
+    assert "resuming after epoch" in output
+    assert_same_weights(final_weights(tmp_path), final_weights(undisturbed[0]))
+
+
+def test_a_killed_driver_resumes_to_the_same_weights(cluster, undisturbed, tmp_path):
+    job = cluster.start(tmp_path, *STEADY)
+    run = run_folder(tmp_path / "runs")
+    wait_for(lambda: (run / "epoch-0002").exists(), "second checkpoint")
+    kill(job)
+    job.communicate(timeout=60)
+    wait_for(lambda: not train_workers(), "end of the orphaned workers")
+    refused = cluster.train(tmp_path, *STEADY)
+    assert refused.returncode == 1
+    assert "pass --resume to go on or --overwrite" in refused.stderr
+    done = cluster.train(tmp_path, *STEADY, "--resume", "--summary", "summary.json")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "resuming after epoch" in done.stdout
+    assert_same_weights(final_weights(tmp_path), final_weights(undisturbed[0]))
+    noted = json.loads((run / "tracking.json").read_text())
+    assert noted["run_id"] == summary(tmp_path / "summary.json")["run_id"]
+
+
+def test_a_non_finite_loss_ends_the_job_at_once_and_keeps_checkpoints(cluster, tmp_path):
+    diverging = [*STEADY, "--training.learning-rate", "1e18"]
+    done = cluster.train(tmp_path, *diverging)
+    assert done.returncode == 1
+    assert done.stderr.count("error: loss at epoch") == 1, done.stdout + done.stderr
+    assert "got NaN or infinity" in done.stderr
+    run = run_folder(tmp_path / "runs")
+    assert not list(run.glob("results-*"))
+    assert not list(run.glob(".partial-*"))
+
+
+def test_resources_that_are_not_there_are_an_error_within_a_minute(cluster, tmp_path):
+    many = ["smoke", "--resources.num-workers", "8", "--resources.wait-seconds", "1"]
+    done = cluster.train(tmp_path, *many, timeout=60)
+    assert done.returncode == 1
+    assert "resources for 8 workers: got 4 CPU, 0 GPU" in done.stderr
+    done = cluster.train(
+        tmp_path, "smoke", "--resources.device", "gpu", "--resources.wait-seconds", "1", timeout=60
+    )
+    assert done.returncode == 1
+    assert "1 CPU and 1 GPU each, not 0" in done.stderr or "1 GPU each, not 0" in done.stderr
+
+
+def test_tracking_trouble_does_not_stop_training(cluster, tmp_path):
+    done = cluster.train(
+        tmp_path, "smoke", "--tracking.uri", "http://127.0.0.1:9", "--summary", "s.json"
+    )
+    assert done.returncode == 0, done.stderr
+    assert summary(tmp_path / "s.json")["run_id"] is None
+
+
+@pytest.mark.parametrize(("preset", "code"), [("smoke", 0), ("fast", 1)])
+def test_a_submitted_job_passes_its_exit_code_through(cluster, tmp_path, preset, code):
+    source = tmp_path / "source"
+    for folder in ("cdvae_ray", "jobs"):
+        shutil.copytree(
+            ROOT / folder, source / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    done = subprocess.run(
+        [
+            *("ray", "job", "submit", "--address", cluster.dashboard, "--working-dir", source),
+            *("--", "python", "jobs/train.py", preset, "--storage", tmp_path / "runs"),
+            *("--summary", tmp_path / "summary.json"),
+        ],
+        env=cluster.environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (done.returncode == 0) == (code == 0), done.stdout + done.stderr
+    if code == 0:
+        assert set(summary(tmp_path / "summary.json")["metrics"]) >= METRICS
+        assert (tmp_path / "runs" / "mlflow.db").exists()
+    else:
+        assert "expected one of quickstart" in done.stdout + done.stderr
+        assert not (tmp_path / "runs").exists()

@@ -1,0 +1,179 @@
+"""Two gloo workers compute what one computes, and stop together."""
+
+import json
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from cdvae_ray.core.sync_batch_norm import CrossRankBatchNorm2d
+from cdvae_ray.data.batches import InMemoryBatches, evaluation_batches
+from cdvae_ray.errors import CdvaeError, NonFiniteLossError, StorageError, TrainingError
+from cdvae_ray.evaluation.decomposition import CLEAN_SUMS, evaluate_clean
+from cdvae_ray.storage.store import Store
+from cdvae_ray.training.distributed import all_reduce_sum, raise_together
+from cdvae_ray.training.epoch import train_epoch
+from cdvae_ray.training.fit import fit
+from cdvae_ray.training.state import TrainState
+
+from .conftest import CPU, tiny_images, tiny_task
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def start(rank, world_size, port):
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size
+    )
+
+
+def spawn(function, world_size, folder):
+    mp.spawn(function, args=(world_size, free_port(), str(folder)), nprocs=world_size)
+    return [
+        json.loads((folder / f"{world_size}-{rank}.json").read_text()) for rank in range(world_size)
+    ]
+
+
+def train_and_evaluate(rank, world_size, port, folder):
+    start(rank, world_size, port)
+    # Dropout draws from each rank's own generator; everything else is keyed by image id.
+    task = tiny_task(epochs=2, max_gradient_norm=5.0)
+    object.__setattr__(task.model, "classifier_dropout", 0.0)
+    state = TrainState(task, CPU)
+    source = InMemoryBatches(
+        tiny_images(), global_batch_size=16, seed=0, rank=rank, world_size=world_size
+    )
+    losses = []
+    for epoch in range(2):
+        report = train_epoch(state, source, epoch, on_progress=lambda progress: None)
+        losses.append({key: report.metrics[key] for key in ("train_loss", "train_accuracy")})
+        assert report.images == 64
+    state.model.eval()
+    tally = evaluate_clean(
+        state.model,
+        evaluation_batches(tiny_images(71), batch_size=10, rank=rank, world_size=world_size),
+        CPU,
+    )
+    tally.reduce(all_reduce_sum, CLEAN_SUMS)
+    weights = {name: tensor.double().sum().item() for name, tensor in state.model_tensors().items()}
+    content = {
+        "losses": losses,
+        "count": tally.count,
+        "evaluation": tally.means(),
+        "weights": weights,
+    }
+    with open(f"{folder}/{world_size}-{rank}.json", "w") as file:  # noqa: PTH123
+        json.dump(content, file)
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(240)
+def test_two_workers_train_like_one_at_the_same_global_batch(tmp_path):
+    (one,) = spawn(train_and_evaluate, 1, tmp_path)
+    first, second = spawn(train_and_evaluate, 2, tmp_path)
+    assert first == second
+    assert one["count"] == first["count"] == 71
+    for epoch in range(2):
+        for key in ("train_loss", "train_accuracy"):
+            assert first["losses"][epoch][key] == pytest.approx(one["losses"][epoch][key], rel=2e-4)
+    for name, value in one["evaluation"].items():
+        assert first["evaluation"][name] == pytest.approx(value, rel=1e-2, abs=1e-3)
+
+
+def stop_together(rank, world_size, port, folder):
+    start(rank, world_size, port)
+    seen = {}
+    # A loss that is NaN on one rank alone stops both.
+    state = TrainState(tiny_task(epochs=1), CPU)
+    source = InMemoryBatches(
+        tiny_images(), global_batch_size=16, seed=0, rank=rank, world_size=world_size
+    )
+    step = state.train_step
+
+    def poisoned(batch, **where):
+        sums = step(batch, **where)
+        if rank == 1 and where["index"] == 2:
+            sums["loss"] = sums["loss"] * torch.nan
+        return sums
+
+    state.train_step = poisoned
+    try:
+        train_epoch(state, source, 0, on_progress=lambda progress: None)
+    except NonFiniteLossError as error:
+        seen["non_finite"] = str(error)
+    # A storage that only rank 0 writes to stops both.
+    state.train_step = step
+    try:
+        fit(
+            state,
+            source,
+            Store.at(f"{folder}/file"),
+            epochs_done=0,
+            checkpoint_every=1,
+            config_digest="d",
+            identity={},
+            on_epoch=lambda report: None,
+            on_progress=lambda progress: None,
+            on_checkpoint=lambda name, report: None,
+        )
+    except CdvaeError as error:
+        seen["storage"] = type(error).__name__
+    raise_together(None, CPU, doing="nothing")
+    with open(f"{folder}/{world_size}-{rank}.json", "w") as file:  # noqa: PTH123
+        json.dump(seen, file)
+    dist.destroy_process_group()
+
+
+@pytest.mark.timeout(240)
+def test_trouble_on_one_rank_stops_all(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    first, second = spawn(stop_together, 2, tmp_path)
+    assert "epoch 0, step 2" in first["non_finite"]
+    assert first["non_finite"] == second["non_finite"]
+    assert first["storage"] == StorageError.__name__
+    assert second["storage"] == TrainingError.__name__
+
+
+def batch_norm(rank, world_size, port, folder):
+    start(rank, world_size, port)
+    torch.manual_seed(0)
+    images = 5 + 3 * torch.randn(8, 6, 3, 3, dtype=torch.float64)
+    layer = torch.nn.BatchNorm2d(6).double()
+    torch.nn.init.normal_(layer.weight)
+    if world_size > 1:
+        layer.__class__ = CrossRankBatchNorm2d
+    share = 8 // world_size
+    mine = images[rank * share : (rank + 1) * share].clone().requires_grad_()
+    output = layer(mine)
+    # Each rank's loss is a sum over its own images, so that the ranks' gradients add up.
+    (output.square() * torch.arange(1, 7).view(1, 6, 1, 1)).sum().backward()
+    gradient = all_reduce_sum(layer.weight.grad.clone())
+    content = {
+        "output": output.detach().tolist(),
+        "input_gradient": mine.grad.tolist(),
+        "weight_gradient": gradient.tolist(),
+        "mean": layer.running_mean.tolist(),
+        "variance": layer.running_var.tolist(),
+    }
+    with open(f"{folder}/{world_size}-{rank}.json", "w") as file:  # noqa: PTH123
+        json.dump(content, file)
+    dist.destroy_process_group()
+
+
+def test_batch_norm_over_two_ranks_is_batch_norm_over_all_images(tmp_path):
+    (one,) = spawn(batch_norm, 1, tmp_path)
+    two = spawn(batch_norm, 2, tmp_path)
+    for key in ("output", "input_gradient"):
+        both = torch.tensor(two[0][key] + two[1][key])
+        torch.testing.assert_close(both, torch.tensor(one[key]), rtol=1e-6, atol=1e-6)
+    for key in ("weight_gradient", "mean", "variance"):
+        torch.testing.assert_close(
+            torch.tensor(two[0][key]), torch.tensor(one[key]), rtol=1e-6, atol=1e-6
+        )
