@@ -1,0 +1,256 @@
+"""Training speed: our step against a plain one, and Ray Train with tracking against a bare loop.
+
+python benchmarks/train.py [--rounds N] [--threads N]
+
+Every number is a ratio of measurements that were interleaved in this run; medians over rounds.
+The model is that of the preset cifar10-small at batch 128.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from record import spread, write_record
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from cdvae_ray.config.presets import preset
+from cdvae_ray.core.cdvae import build_cdvae
+from cdvae_ray.core.objective import cdvae_loss
+from cdvae_ray.data.batches import InMemoryBatches
+from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import load_splits
+from cdvae_ray.storage.store import Store
+from cdvae_ray.training.fit import fit
+from cdvae_ray.training.state import TrainingTask, TrainState
+
+ROOT = Path(__file__).parents[1]
+BATCH = 128
+STEPS = 6
+EPOCHS, CHECKPOINT_EVERY = 9, 3
+JOB_FLAGS = (
+    *("cifar10-small", "--data.source", "digits", "--data.path", "", "--data.image-size", "32"),
+    *("--training.epochs", str(EPOCHS), "--training.cosine-period-epochs", str(EPOCHS)),
+    *("--resources.checkpoint-every", str(CHECKPOINT_EVERY)),
+    *("--evaluation.attack-images", "8", "--evaluation.attack-num-steps", "1"),
+)
+
+
+def main() -> None:
+    """Runs everything and writes the record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--bare-loop", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.bare_loop:
+        bare_loop(arguments.bare_loop)
+        return
+    steps = compare_steps(arguments.rounds + 2)
+    jobs = compare_jobs(arguments.rounds, arguments.threads)
+    path = write_record("train", {"step": steps, "job": jobs})
+    print(f"record: {path.relative_to(ROOT)}")
+
+
+# --- our step against a plain one ---------------------------------------------------------------
+
+
+def compare_steps(rounds: int) -> dict[str, Any]:
+    """Images/s of our step with its batches, and of the released recipe's manner of the same."""
+    images = made_up_images(BATCH * STEPS)
+    ours, plain = our_steps(images), plain_steps(images)
+    ours(), plain()  # warm up
+    rates: dict[str, list[float]] = {"ours": [], "plain": []}
+    for round_number in range(rounds):
+        for name, run in (("ours", ours), ("plain", plain)):
+            started = time.perf_counter()
+            run()
+            rates[name].append(BATCH * STEPS / (time.perf_counter() - started))
+        print(
+            f"step, round {round_number + 1}: ours {rates['ours'][-1]:.0f} images/s, "
+            f"plain {rates['plain'][-1]:.0f} images/s"
+        )
+    ratios = [a / b for a, b in zip(rates["ours"], rates["plain"], strict=True)]
+    print(f"our step is {spread(ratios)['median']:.2f} times as fast as the plain one")
+    return {
+        "what": "training step with its data: ours / plain eager (per-sample PIL DataLoader, "
+        "NCHW, unfused AdamW)",
+        "ratio": spread(ratios),
+        "images_per_second": {name: spread(values) for name, values in rates.items()},
+    }
+
+
+def made_up_images(count: int) -> ImageSet:
+    """CIFAR-sized noise with ten classes: speed does not depend on what the images show."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, 32, 32), generator=generator).to(torch.uint8)
+    return ImageSet.build(pixels, torch.arange(count) % 10, tuple("abcdefghij"), "noise/train")
+
+
+def task_for(images: ImageSet) -> TrainingTask:
+    """The preset's task on these images."""
+    config = preset("cifar10-small")
+    return TrainingTask(
+        model=config.model,
+        objective=config.objective,
+        training=replace(
+            config.training,
+            global_batch_size=BATCH,
+            epochs=EPOCHS,
+            cosine_period_epochs=EPOCHS,
+        ),
+        augmentation=config.augmentation,
+        image_size=images.image_size,
+        class_names=images.class_names,
+    )
+
+
+def our_steps(images: ImageSet) -> Callable[[], None]:
+    """An epoch of our training step."""
+    state = TrainState(task_for(images), torch.device("cpu"))
+    state.model.train()
+    source = InMemoryBatches(images, global_batch_size=BATCH, seed=0, rank=0, world_size=1)
+
+    def run() -> None:
+        for index, batch in enumerate(source.epoch_batches(0)):
+            state.train_step(batch, epoch=0, index=index)
+
+    return run
+
+
+class PlainDataset(Dataset[tuple[Tensor, int]]):
+    """Per-sample PIL transforms, as the released recipe feeds its model."""
+
+    def __init__(self, images: ImageSet) -> None:
+        from torchvision import transforms
+
+        config = preset("cifar10-small").model
+        self.images, self.labels = images.images.permute(0, 2, 3, 1).numpy(), images.labels
+        self.transform = transforms.Compose(
+            [
+                transforms.RandomCrop(32, padding=4),
+                transforms.RandomHorizontalFlip(),
+                transforms.ToTensor(),
+                transforms.Normalize(config.pixel_mean, config.pixel_std),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(Image.fromarray(self.images[index])), int(self.labels[index])
+
+
+def plain_steps(images: ImageSet) -> Callable[[], None]:
+    """An epoch of the same model, objective and augmentation, written plainly."""
+    task = task_for(images)
+    model = build_cdvae(task.model, image_size=32, class_names=images.class_names, seed=0).train()
+    # The loader normalises, as in the released code; so the model must not do it again.
+    model.pixel_mean.zero_()
+    model.pixel_std.fill_(1)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=task.training.learning_rate, weight_decay=1e-6, foreach=False
+    )
+    loader = DataLoader(PlainDataset(images), batch_size=BATCH, shuffle=True, num_workers=0)
+
+    def run() -> None:
+        total, correct = 0.0, 0
+        for batch, labels in loader:
+            optimizer.zero_grad()
+            output = model(batch)
+            loss = cdvae_loss(output, labels, objective=task.objective, epoch=0)
+            loss.total.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            total += loss.total.item()
+            correct += int((output.logits.argmax(dim=1) == labels).sum().item())
+
+    return run
+
+
+# --- Ray Train with tracking against a bare loop --------------------------------------------------
+
+
+def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
+    """Steady-state seconds an epoch of the whole job on Ray, and of the same loop without it."""
+    seconds: dict[str, list[float]] = {"bare": [], "ray": []}
+    step_milliseconds = 0.0
+    for round_number in range(rounds):
+        for name, command in (
+            ("bare", [str(ROOT / "benchmarks/train.py"), "--threads", str(threads)]),
+            ("ray", [str(ROOT / "jobs/train.py"), *JOB_FLAGS]),
+        ):
+            with tempfile.TemporaryDirectory() as folder:
+                if name == "bare":
+                    command += ["--bare-loop", str(Path(folder) / "runs/train/cdvae-bare")]
+                else:
+                    command += ["--resources.cpus-per-worker", str(threads)]
+                subprocess.run(
+                    [sys.executable, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL
+                )
+                each, step_milliseconds = steady_epoch(Path(folder) / "runs/train")
+                seconds[name].append(each)
+        print(
+            f"job, round {round_number + 1}: bare loop {seconds['bare'][-1]:.2f} s an epoch, "
+            f"on Ray and tracked {seconds['ray'][-1]:.2f} s"
+        )
+    ratios = [a / b for a, b in zip(seconds["ray"], seconds["bare"], strict=True)]
+    print(f"Ray and tracking cost {spread(ratios)['median'] - 1:+.1%} an epoch")
+    return {
+        "what": "seconds an epoch in steady state, checkpoints included: jobs/train.py with 1 "
+        "worker and MLflow / the same fit() without Ray and MLflow",
+        "ratio": spread(ratios),
+        "seconds_an_epoch": {name: spread(values) for name, values in seconds.items()},
+        "step_milliseconds": step_milliseconds,
+    }
+
+
+def steady_epoch(runs: Path) -> tuple[float, float]:
+    """Seconds an epoch between the first and the last checkpoint, and milliseconds a step."""
+    (run,) = runs.glob("cdvae-*")
+    first, *_, last = sorted(run.glob("epoch-*"))
+    written = [(each / "model.safetensors").stat().st_mtime for each in (first, last)]
+    facts = json.loads((last / "manifest.json").read_text())["facts"]
+    epochs = facts["epochs_done"] - CHECKPOINT_EVERY
+    rate = facts["metrics"]["images_per_second"]
+    return (written[1] - written[0]) / epochs, 1000 * BATCH / rate
+
+
+def bare_loop(run: Path) -> None:
+    """The same data, step and checkpoints in one plain process."""
+    config = preset("cifar10-small")
+    from cdvae_ray.config.data import DataConfig
+
+    images = load_splits(DataConfig(source="digits", image_size=32)).train
+    source = InMemoryBatches(
+        images, global_batch_size=BATCH, seed=config.training.seed, rank=0, world_size=1
+    )
+    fit(
+        TrainState(task_for(images), torch.device("cpu")),
+        source,
+        Store.at(run),
+        epochs_done=0,
+        checkpoint_every=CHECKPOINT_EVERY,
+        config_digest="bare",
+        identity={},
+        on_epoch=lambda report: None,
+        on_progress=lambda progress: None,
+        on_checkpoint=lambda name, report: None,
+    )
+
+
+if __name__ == "__main__":
+    main()
