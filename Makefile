@@ -44,6 +44,7 @@ lint: .venv/installed-dev
 
 types: .venv/installed-dev
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks
 
 contracts: .venv/installed-dev
 	$(BIN)/lint-imports --no-cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 import time
 from collections.abc import Callable
 from typing import NamedTuple
@@ -23,9 +24,9 @@ class Allocation(NamedTuple):
 
 
 def connect() -> None:
-    """Runs on the driver. Joins the cluster at hand, or starts one on this machine.
+    """Runs on the driver. Joins the cluster that RAY_ADDRESS names, or starts one on this machine.
 
-    A submitted job and RAY_ADDRESS name a cluster; so does `ray start` on this machine.
+    A submitted job has RAY_ADDRESS; by hand, RAY_ADDRESS=auto joins what `ray start` started here.
 
     Raises:
         ResourceError: the named cluster does not answer.
@@ -39,17 +40,35 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
     # Workers stay in the driver's folder: relative paths mean the same everywhere.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
-    address = os.environ.get("RAY_ADDRESS", "")
+    # "local" and not None: Ray would otherwise try for minutes to join a cluster that it has a
+    # note of, even one that died long ago.
+    address = os.environ.get("RAY_ADDRESS", "") or "local"
+    _require_answer(address)
     try:
         # Progress reaches the driver through a mailbox; Ray's copies of worker logs are noise.
-        ray.init(log_to_driver=False, logging_level=logging.ERROR, include_dashboard=None)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise ResourceError(
-            "Ray cluster",
-            got=str(error),
-            expected=f"a cluster at {address}" if address else "a cluster on this machine",
-            remedy="start it with `ray start`, or correct or unset RAY_ADDRESS",
-        ) from error
+        raise _no_cluster(address, str(error)) from error
+
+
+def _require_answer(address: str) -> None:
+    """Asks a host:port address for a sign of life, which Ray itself would do for minutes."""
+    host, _, port = address.rpartition(":")
+    if "://" in address or not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_cluster(address: str, got: str) -> ResourceError:
+    return ResourceError(
+        "Ray cluster",
+        got=got,
+        expected="a cluster on this machine" if address == "local" else f"one at {address}",
+        remedy="start it with `ray start`, or correct or unset RAY_ADDRESS",
+    )
 
 
 def allocate(resources: ResourcesConfig, *, say: Callable[[str], None]) -> Allocation:

@@ -222,7 +222,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         _describe(writer, plan)
         result = _fit(plan, writer, say)
         picture = _picture(plan)
-        run_id = writer.run_id(timeout_seconds=60) if uri else None
+        run_id = writer.run_id(timeout_seconds=15) if uri else None
         if run_id:
             remember_tracking(plan.run, run_id=run_id, uri=uri)
         outcome = _outcome(plan, result, picture, run_id=run_id, reused=False)
@@ -251,7 +251,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         raise
     finally:
         # KeyboardInterrupt and SystemExit (a stopped job) pass here with the status KILLED.
-        writer.close(status, timeout_seconds=60)
+        writer.close(status, timeout_seconds=30)
 
 
 def _tracking_address(plan: _Plan) -> str:

@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -26,8 +27,16 @@ def pytest_collection_modifyitems(items):
 class Cluster:
     """A real cluster of one node with four logical CPUs, and jobs on it as a person starts them."""
 
-    def __init__(self, environment, dashboard):
-        self.environment, self.dashboard = environment, dashboard
+    def __init__(self, environment, dashboard, head):
+        self.environment, self.dashboard, self.head = environment, dashboard, head
+
+    def train_workers(self):
+        """This cluster's Ray Train workers, and no other cluster's."""
+        return [
+            process
+            for process in psutil.Process(self.head.pid).children(recursive=True)
+            if "RayTrainWorker" in " ".join(_command_line(process))
+        ]
 
     def command(self, *arguments):
         return [sys.executable, str(ROOT / "jobs/train.py"), *map(str, arguments)]
@@ -74,6 +83,9 @@ def cluster(tmp_path_factory):
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_AUTH_MODE": "disabled",
+        # Ray notes the machine's newest cluster in its temporary folder, and parts of it trust
+        # that note: in a folder of its own this cluster cannot be taken for another.
+        "RAY_TMPDIR": tempfile.mkdtemp(prefix="cdvae-", dir="/tmp"),
         "PATH": f"{BIN}{os.pathsep}{os.environ['PATH']}",
     }
     gcs, dashboard, agent, client = free_ports(4)
@@ -92,10 +104,10 @@ def cluster(tmp_path_factory):
     ) as head:
         environment["RAY_ADDRESS"] = address
         wait_for(lambda: _answers(dashboard) and _answers(gcs), "Ray cluster")
-        yield Cluster(environment, f"http://127.0.0.1:{dashboard}")
+        yield Cluster(environment, f"http://127.0.0.1:{dashboard}", head)
         family = psutil.Process(head.pid).children(recursive=True)
         head.terminate()
-        _, alive = psutil.wait_procs([*family, psutil.Process(head.pid)], timeout=20)
+        _, alive = psutil.wait_procs([*family, psutil.Process(head.pid)], timeout=5)
         for process in alive:
             process.kill()
 
@@ -118,13 +130,11 @@ def run_folder(storage):
     return wait_for(lambda: next(iter(storage.glob("train/cdvae-*")), None), "run folder")
 
 
-def train_workers():
-    """Processes of Ray Train workers."""
-    return [
-        process
-        for process in psutil.process_iter(["cmdline"])
-        if "RayTrainWorker" in " ".join(process.info["cmdline"] or [])
-    ]
+def _command_line(process):
+    # A process may end between being listed and being asked.
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.cmdline()
+    return []
 
 
 def kill(process):

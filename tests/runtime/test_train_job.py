@@ -12,7 +12,7 @@ import cdvae_ray
 from cdvae_ray.config.data import DataConfig
 from cdvae_ray.data.load import load_splits
 
-from .conftest import ROOT, kill, run_folder, summary, train_workers, wait_for
+from .conftest import ROOT, kill, run_folder, summary, wait_for
 
 # Long enough that a process can be killed in the middle, short enough to wait for.
 STEADY = [
@@ -117,7 +117,7 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed
     job = cluster.start(tmp_path, *STEADY)
     run = run_folder(tmp_path / "runs")
     wait_for(lambda: (run / "epoch-0002").exists(), "second checkpoint")
-    kill(train_workers()[-1])
+    kill(cluster.train_workers()[-1])
     output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
     assert "resuming after epoch" in output
@@ -130,7 +130,7 @@ def test_a_killed_driver_resumes_to_the_same_weights(cluster, undisturbed, tmp_p
     wait_for(lambda: (run / "epoch-0002").exists(), "second checkpoint")
     kill(job)
     job.communicate(timeout=60)
-    wait_for(lambda: not train_workers(), "end of the orphaned workers")
+    wait_for(lambda: not cluster.train_workers(), "end of the orphaned workers")
     refused = cluster.train(tmp_path, *STEADY)
     assert refused.returncode == 1
     assert "pass --resume to go on or --overwrite" in refused.stderr
@@ -163,6 +163,16 @@ def test_resources_that_are_not_there_are_an_error_within_a_minute(cluster, tmp_
     )
     assert done.returncode == 1
     assert "1 CPU and 1 GPU each, not 0" in done.stderr or "1 GPU each, not 0" in done.stderr
+
+
+def test_a_cluster_that_does_not_answer_is_an_error_at_once(cluster, tmp_path):
+    away = {**cluster.environment, "RAY_ADDRESS": "127.0.0.1:9"}
+    done = subprocess.run(
+        cluster.command("smoke"), cwd=tmp_path, env=away, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "expected one at 127.0.0.1:9" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
 
 
 def test_tracking_trouble_does_not_stop_training(cluster, tmp_path):
