@@ -7,13 +7,14 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import ray
 import torch
 
 from cdvae_ray.config.training import ResourcesConfig
-from cdvae_ray.errors import ResourceError
+from cdvae_ray.errors import ConfigError, ResourceError
 
 
 class Allocation(NamedTuple):
@@ -49,6 +50,26 @@ def connect() -> None:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_cluster(address, str(error)) from error
+
+
+def is_submitted_job() -> bool:
+    """Whether this driver was started by `ray job submit`."""
+    return "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+
+
+def require_lasting_storage(storage: str) -> None:
+    """Refuses a storage root inside the folder that Ray deletes after a submitted job.
+
+    Raises:
+        ConfigError: the root is a relative path and this is a submitted job.
+    """
+    if is_submitted_job() and "://" not in storage and not Path(storage).is_absolute():
+        raise ConfigError(
+            "storage",
+            got=f"the relative path {storage} in a submitted job",
+            expected="an absolute path or an object-storage URI (the job's folder is temporary)",
+            remedy="set --storage",
+        )
 
 
 def _require_answer(address: str) -> None:

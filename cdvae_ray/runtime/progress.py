@@ -40,6 +40,8 @@ class ProgressLines:
             f"  accuracy {metrics['train_accuracy']:6.2%}"
             f"  {metrics['images_per_second']:,.0f} images/s  left {clock(left)}"
         )
+        if report.epoch + 1 == self._epochs:
+            self._say("evaluating on the test images")
 
     def within_epoch(self, progress: Progress) -> None:
         """An epoch has come this far."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,6 +107,8 @@ def train(config: TrainConfig, *, preset: str, say: Say) -> TrainOutcome:
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
+    cluster.require_lasting_storage(config.storage)
+    say(f"data: loading {config.data.source}")
     splits = load_splits(config.data)
     say(
         f"data: {splits.train.name} {len(splits.train):,} images, {splits.test.name} "
@@ -199,22 +200,18 @@ def _finished_before(plan: _Plan) -> TrainOutcome | None:
     found = stored_results(plan.run, plan.evaluation_digest)
     if found is None:
         return None
-    uri = _tracking_address(plan)
-    run_id = remembered_tracking(plan.run, uri=uri) if uri else None
     result = WorkerResult(
         found.values["metrics"], found.values["test_images"], found.values["attacked_images"]
     )
-    return _outcome(plan, result, found.picture, run_id=run_id, reused=True)
+    return _outcome(plan, result, found.picture, run_id=_remembered(plan), reused=True)
 
 
 def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
-    uri = _tracking_address(plan)
-    previous = remembered_tracking(plan.run, uri=uri) if uri else None
     writer = open_writer(
         plan.config.tracking,
         embedded_root=_embedded_root(plan),
         run_name=plan.name,
-        previous_run_id=previous,
+        previous_run_id=_remembered(plan),
         tags={"job": "train", "preset": plan.preset, "config_digest": plan.digest},
     )
     status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
@@ -222,9 +219,8 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         _describe(writer, plan)
         result = _fit(plan, writer, say)
         picture = _picture(plan)
-        run_id = writer.run_id(timeout_seconds=15) if uri else None
-        if run_id:
-            remember_tracking(plan.run, run_id=run_id, uri=uri)
+        run_id = writer.run_id(timeout_seconds=15)
+        _remember(plan, run_id)
         outcome = _outcome(plan, result, picture, run_id=run_id, reused=False)
         values = {
             "metrics": outcome.metrics,
@@ -262,9 +258,19 @@ def _tracking_address(plan: _Plan) -> str:
 
 def _embedded_root(plan: _Plan) -> Path:
     # A submitted job's working directory is a copy that Ray deletes after it: the storage stays.
-    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and (store := Store.at(plan.config.storage)):
-        return Path(store.root) if store.is_local else Path.cwd()
-    return Path.cwd()
+    store = Store.at(plan.config.storage)
+    return Path(store.root) if cluster.is_submitted_job() and store.is_local else Path.cwd()
+
+
+def _remember(plan: _Plan, run_id: str | None) -> None:
+    """Notes the MLflow run, once there is one, for a job that resumes this one."""
+    if run_id and run_id != _remembered(plan):
+        remember_tracking(plan.run, run_id=run_id, uri=_tracking_address(plan))
+
+
+def _remembered(plan: _Plan) -> str | None:
+    uri = _tracking_address(plan)
+    return remembered_tracking(plan.run, uri=uri) if uri else None
 
 
 def _describe(writer: Writer, plan: _Plan) -> None:
@@ -275,7 +281,6 @@ def _describe(writer: Writer, plan: _Plan) -> None:
             "storage": plan.config.storage,
             "preset": plan.preset,
             "precision": plan.precision,
-            "config_digest": plan.digest,
         }
     )
     for context, images in (("train", plan.splits.train), ("test", plan.splits.test)):
@@ -302,6 +307,7 @@ def _fit(plan: _Plan, writer: Writer, say: Say) -> WorkerResult:
                 lines.epoch(report)
                 reports.append(report)
                 writer.log_metrics(report.metrics, step=report.epoch + 1)
+                _remember(plan, writer.run_id(timeout_seconds=0))
             case EpochProgress(progress):
                 lines.within_epoch(progress)
             case CheckpointSaved(name, report):

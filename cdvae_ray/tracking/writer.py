@@ -663,7 +663,11 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str) -> str:
 
     if (experiment := client.get_experiment_by_name(name)) is None:
         try:
-            return str(client.create_experiment(name, artifact_location=artifacts or None))
+            # The kind makes MLflow's pages speak of runs and models, not of prompts and agents.
+            kind = {"mlflow.experimentKind": "custom_model_development"}
+            return str(
+                client.create_experiment(name, artifact_location=artifacts or None, tags=kind)
+            )
         except MlflowException as error:
             # Another job may have created it in between.
             if error.error_code != "RESOURCE_ALREADY_EXISTS":

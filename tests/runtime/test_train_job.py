@@ -1,7 +1,7 @@
 """The main job on a real cluster: two workers, lost workers and drivers, results and tracking."""
 
-import json
 import shutil
+import signal
 import subprocess
 
 import pytest
@@ -138,8 +138,30 @@ def test_a_killed_driver_resumes_to_the_same_weights(cluster, undisturbed, tmp_p
     assert done.returncode == 0, done.stdout + done.stderr
     assert "resuming after epoch" in done.stdout
     assert_same_weights(final_weights(tmp_path), final_weights(undisturbed[0]))
-    noted = json.loads((run / "tracking.json").read_text())
-    assert noted["run_id"] == summary(tmp_path / "summary.json")["run_id"]
+    from cdvae_ray.tracking.client import connect
+
+    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("cdvae").experiment_id])
+    assert tracked.info.run_id == summary(tmp_path / "summary.json")["run_id"]
+    assert tracked.info.status == "FINISHED"
+    steps = client.get_metric_history(tracked.info.run_id, "train_loss")
+    assert {metric.step for metric in steps} == set(range(1, 7))
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_job_ends_its_mlflow_run_and_leaves_no_worker(cluster, tmp_path, number):
+    job = cluster.start(tmp_path, *STEADY, "--training.epochs", "60")
+    run = run_folder(tmp_path / "runs")
+    wait_for(lambda: (run / "epoch-0001").exists(), "first checkpoint")
+    job.send_signal(number)
+    output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0, output
+    wait_for(lambda: not cluster.train_workers(), "end of the workers")
+    from cdvae_ray.tracking.client import connect
+
+    client = connect(f"sqlite:///{tmp_path}/mlflow.db")
+    (tracked,) = client.search_runs([client.get_experiment_by_name("cdvae").experiment_id])
+    assert tracked.info.status == "KILLED"
 
 
 def test_a_non_finite_loss_ends_the_job_at_once_and_keeps_checkpoints(cluster, tmp_path):
@@ -209,3 +231,15 @@ def test_a_submitted_job_passes_its_exit_code_through(cluster, tmp_path, preset,
     else:
         assert "expected one of quickstart" in done.stdout + done.stderr
         assert not (tmp_path / "runs").exists()
+
+
+def test_a_submitted_job_does_not_store_in_the_folder_that_ray_deletes(monkeypatch):
+    from cdvae_ray.errors import ConfigError
+    from cdvae_ray.runtime.cluster import require_lasting_storage
+
+    require_lasting_storage("./runs")
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    require_lasting_storage("/shared/runs")
+    require_lasting_storage("s3://bucket/runs")
+    with pytest.raises(ConfigError, match="expected an absolute path"):
+        require_lasting_storage("./runs")
