@@ -20,6 +20,7 @@ from cdvae_ray.config.train_job import (
     run_name,
     training_identity,
 )
+from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.data.images import ImageSet, Splits
 from cdvae_ray.data.load import load_splits
 from cdvae_ray.errors import CdvaeError, ConfigError, TrainingError
@@ -70,9 +71,8 @@ class TrainOutcome:
     config_digest: str
     metrics: dict[str, float]
     table: list[TableRow]
-    picture: bytes
     results: str
-    reused: bool
+    """The folder of the stored numbers and the picture."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,21 +138,14 @@ def train(config: TrainConfig, *, preset: str, say: Say) -> TrainOutcome:
 
 
 def _check_batch(config: TrainConfig, splits: Splits) -> None:
-    batch, workers = config.training.global_batch_size, config.resources.num_workers
-    if batch % workers:
-        raise ConfigError(
-            "training.global_batch_size",
-            got=f"{batch} with {workers} workers",
-            expected=f"a multiple of {workers}",
-            remedy="change --training.global-batch-size or --resources.num-workers",
-        )
-    if batch > len(splits.train):
-        raise ConfigError(
-            "training.global_batch_size",
-            got=batch,
-            expected=f"at most the {len(splits.train)} images of {splits.train.name}",
-            remedy="lower --training.global-batch-size or use more training images",
-        )
+    """Raises what the workers' batches would raise, before a cluster is asked for anything."""
+    InMemoryBatches(
+        splits.train,
+        global_batch_size=config.training.global_batch_size,
+        seed=config.training.seed,
+        rank=0,
+        world_size=config.resources.num_workers,
+    )
 
 
 def _plan(config: TrainConfig, preset: str, splits: Splits, say: Say) -> _Plan:
@@ -200,10 +193,8 @@ def _finished_before(plan: _Plan) -> TrainOutcome | None:
     found = stored_results(plan.run, plan.evaluation_digest)
     if found is None:
         return None
-    result = WorkerResult(
-        found.values["metrics"], found.values["test_images"], found.values["attacked_images"]
-    )
-    return _outcome(plan, result, found.picture, run_id=_remembered(plan), reused=True)
+    result = WorkerResult(found["metrics"], found["test_images"], found["attacked_images"])
+    return _outcome(plan, result, run_id=_remembered(plan))
 
 
 def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
@@ -221,17 +212,12 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         picture = _picture(plan)
         run_id = writer.run_id(timeout_seconds=15)
         _remember(plan, run_id)
-        outcome = _outcome(plan, result, picture, run_id=run_id, reused=False)
-        values = {
-            "metrics": outcome.metrics,
-            "test_images": result.test_images,
-            "attacked_images": result.attacked_images,
-        }
+        outcome = _outcome(plan, result, run_id=run_id)
         store_results(
             plan.run,
             plan.evaluation_digest,
             identity=plan.evaluation_identity,
-            values=values,
+            values=result._asdict(),
             picture=picture,
         )
         writer.log_metrics(
@@ -436,9 +422,7 @@ def _picture(plan: _Plan) -> bytes:
     )
 
 
-def _outcome(
-    plan: _Plan, result: WorkerResult, picture: bytes, *, run_id: str | None, reused: bool
-) -> TrainOutcome:
+def _outcome(plan: _Plan, result: WorkerResult, *, run_id: str | None) -> TrainOutcome:
     checkpoint = checkpoint_name(plan.config.training.epochs)
     return TrainOutcome(
         run_id=run_id,
@@ -451,7 +435,5 @@ def _outcome(
             test_images=result.test_images,
             attacked=result.attacked_images,
         ),
-        picture=picture,
         results=results_folder(plan.run, plan.evaluation_digest),
-        reused=reused,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
@@ -14,13 +14,6 @@ from cdvae_ray.training.checkpoint import checkpoint_names
 RESULTS_KIND = "cdvae-results"
 _RUN_FILE, _TRACKING_FILE = "run.json", "tracking.json"
 _RAY_SNAPSHOT = "checkpoint_manager_snapshot.json"
-
-
-class StoredResults(NamedTuple):
-    """The final numbers of a run as they were stored."""
-
-    values: dict[str, Any]
-    picture: bytes
 
 
 def prepare_run(run: Store, *, facts: Mapping[str, Any], resume: bool, overwrite: bool) -> None:
@@ -64,8 +57,8 @@ def store_results(
     )
 
 
-def stored_results(run: Store, digest: str) -> StoredResults | None:
-    """The results of exactly this training and evaluation, or None if there are none.
+def stored_results(run: Store, digest: str) -> dict[str, Any] | None:
+    """The numbers of exactly this training and evaluation, or None if there are none.
 
     Raises:
         StorageError: they are damaged.
@@ -73,7 +66,8 @@ def stored_results(run: Store, digest: str) -> StoredResults | None:
     if not run.exists(_results_name(digest)):
         return None
     artifact = read_artifact(run, _results_name(digest), kind=RESULTS_KIND)
-    return StoredResults(json.loads(artifact.files["results.json"]), artifact.files["picture.png"])
+    values: dict[str, Any] = json.loads(artifact.files["results.json"])
+    return values
 
 
 def results_folder(run: Store, digest: str) -> str:
