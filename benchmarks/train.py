@@ -32,13 +32,14 @@ from cdvae_ray.core.objective import cdvae_loss
 from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.data.load import load_splits
+from cdvae_ray.runtime.cluster import CPU_WORKER_ENVIRONMENT
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.fit import fit
 from cdvae_ray.training.state import TrainingTask, TrainState
 
 ROOT = Path(__file__).parents[1]
 BATCH = 128
-STEPS = 6
+STEPS = 8
 EPOCHS, CHECKPOINT_EVERY = 9, 3
 JOB_FLAGS = (
     *("cifar10-small", "--data.source", "digits", "--data.path", "", "--data.image-size", "32"),
@@ -54,12 +55,16 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--bare-loop", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--steps", choices=("ours", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.bare_loop:
         bare_loop(arguments.bare_loop)
         return
-    steps = compare_steps(arguments.rounds + 2)
+    if arguments.steps:
+        time_steps(arguments.steps)
+        return
+    steps = compare_steps(2 * arguments.rounds + 1, arguments.threads)
     jobs = compare_jobs(arguments.rounds, arguments.threads)
     path = write_record("train", {"step": steps, "job": jobs})
     print(f"record: {path.relative_to(ROOT)}")
@@ -68,17 +73,12 @@ def main() -> None:
 # --- our step against a plain one ---------------------------------------------------------------
 
 
-def compare_steps(rounds: int) -> dict[str, Any]:
-    """Images/s of our step with its batches, and of the released recipe's manner of the same."""
-    images = made_up_images(BATCH * STEPS)
-    ours, plain = our_steps(images), plain_steps(images)
-    ours(), plain()  # warm up
+def compare_steps(rounds: int, threads: int) -> dict[str, Any]:
+    """Images/s of our step as workers run it, and of the released recipe's manner of the same."""
     rates: dict[str, list[float]] = {"ours": [], "plain": []}
     for round_number in range(rounds):
-        for name, run in (("ours", ours), ("plain", plain)):
-            started = time.perf_counter()
-            run()
-            rates[name].append(BATCH * STEPS / (time.perf_counter() - started))
+        for name, seen in rates.items():
+            seen.append(steps_in_a_process(name, threads))
         print(
             f"step, round {round_number + 1}: ours {rates['ours'][-1]:.0f} images/s, "
             f"plain {rates['plain'][-1]:.0f} images/s"
@@ -86,11 +86,34 @@ def compare_steps(rounds: int) -> dict[str, Any]:
     ratios = [a / b for a, b in zip(rates["ours"], rates["plain"], strict=True)]
     print(f"our step is {spread(ratios)['median']:.2f} times as fast as the plain one")
     return {
-        "what": "training step with its data: ours / plain eager (per-sample PIL DataLoader, "
-        "NCHW, unfused AdamW)",
+        "what": "training step with its data: ours, with a worker's allocator settings / plain "
+        "eager (per-sample PIL DataLoader, NCHW, unfused AdamW), a process each",
         "ratio": spread(ratios),
         "images_per_second": {name: spread(values) for name, values in rates.items()},
     }
+
+
+def steps_in_a_process(name: str, threads: int) -> float:
+    """Images/s of one variant in a process of its own, where the allocator is its own too."""
+    environment = {**os.environ, **(CPU_WORKER_ENVIRONMENT if name == "ours" else {})}
+    done = subprocess.run(
+        [sys.executable, __file__, "--threads", str(threads), "--steps", name],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    return float(done.stdout)
+
+
+def time_steps(name: str) -> None:
+    """Prints the images/s of one variant."""
+    images = made_up_images(BATCH * STEPS)
+    run = {"ours": our_steps, "plain": plain_steps}[name](images)
+    run()  # warm up
+    started = time.perf_counter()
+    run()
+    print(BATCH * STEPS / (time.perf_counter() - started))
 
 
 def made_up_images(count: int) -> ImageSet:
@@ -199,7 +222,12 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
                 else:
                     command += ["--resources.cpus-per-worker", str(threads)]
                 subprocess.run(
-                    [sys.executable, *command], cwd=folder, check=True, stdout=subprocess.DEVNULL
+                    [sys.executable, *command],
+                    cwd=folder,
+                    # What workers set for themselves, so that only Ray and tracking differ.
+                    env={**os.environ, **CPU_WORKER_ENVIRONMENT},
+                    check=True,
+                    stdout=subprocess.DEVNULL,
                 )
                 each, step_milliseconds = steady_epoch(Path(folder) / "runs/train")
                 seconds[name].append(each)

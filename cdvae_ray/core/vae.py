@@ -49,10 +49,10 @@ class ConvVae(nn.Module):
         self.encoder = nn.Sequential(
             nn.Conv2d(3, width // 2, 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width // 2),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             nn.Conv2d(width // 2, width, 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width),
-            nn.ReLU(),
+            nn.ReLU(inplace=True),
             ResBlock(width),
             nn.BatchNorm2d(width),
             ResBlock(width),
@@ -64,7 +64,7 @@ class ConvVae(nn.Module):
             nn.BatchNorm2d(width),
             nn.ConvTranspose2d(width, width // 2, 4, stride=2, padding=1, bias=False),
             nn.BatchNorm2d(width // 2),
-            nn.LeakyReLU(),
+            nn.LeakyReLU(inplace=True),
             nn.ConvTranspose2d(width // 2, 3, 4, stride=2, padding=1, bias=False),
         )
         self.xi_bn = nn.BatchNorm2d(3)

@@ -16,6 +16,14 @@ import torch
 from cdvae_ray.config.training import ResourcesConfig
 from cdvae_ray.errors import ConfigError, ResourceError
 
+CPU_WORKER_ENVIRONMENT = {
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "-1",
+    "MALLOC_ARENA_MAX": "1",
+}
+"""glibc's allocator keeps freed memory instead of giving each large activation back to the system
+and faulting its pages in again at the next step. Other C libraries ignore these variables."""
+
 
 class Allocation(NamedTuple):
     """What each worker gets."""

@@ -340,6 +340,9 @@ def _fit(plan: _Plan, writer: Writer, say: Say) -> WorkerResult:
             name=name,
             storage_path=folder,
             storage_filesystem=run.filesystem,
+            worker_runtime_env={
+                "env_vars": {} if plan.allocation.use_gpu else cluster.CPU_WORKER_ENVIRONMENT
+            },
             failure_config=FailureConfig(
                 max_failures=config.resources.max_failures, controller_failure_limit=1
             ),
