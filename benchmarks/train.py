@@ -1,6 +1,6 @@
 """Training speed: our step against a plain one, and Ray Train with tracking against a bare loop.
 
-python benchmarks/train.py [--rounds N] [--threads N]
+python benchmarks/train.py [--rounds N] [--threads N] [--only PART ...]
 
 Every number is a ratio of measurements that were interleaved in this run; medians over rounds.
 The model is that of the preset cifar10-small at batch 128.
@@ -40,7 +40,7 @@ from cdvae_ray.training.state import TrainingTask, TrainState
 ROOT = Path(__file__).parents[1]
 BATCH = 128
 STEPS = 8
-EPOCHS, CHECKPOINT_EVERY = 9, 3
+EPOCHS, CHECKPOINT_EVERY = 4, 1
 JOB_FLAGS = (
     *("cifar10-small", "--data.source", "digits", "--data.path", "", "--data.image-size", "32"),
     *("--training.epochs", str(EPOCHS), "--training.cosine-period-epochs", str(EPOCHS)),
@@ -54,6 +54,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument(
+        "--only", nargs="*", help="step, job_with_a_core_to_spare, job_on_all_cores"
+    )
     parser.add_argument("--bare-loop", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--steps", choices=("ours", "plain"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -64,10 +67,17 @@ def main() -> None:
     if arguments.steps:
         time_steps(arguments.steps)
         return
-    steps = compare_steps(2 * arguments.rounds + 1, arguments.threads)
-    jobs = compare_jobs(arguments.rounds, arguments.threads)
-    path = write_record("train", {"step": steps, "job": jobs})
-    print(f"record: {path.relative_to(ROOT)}")
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
+        "step": lambda: compare_steps(2 * arguments.rounds + 1, arguments.threads),
+        # One core is left to Ray's own processes, and then none is.
+        "job_with_a_core_to_spare": lambda: compare_jobs(
+            arguments.rounds, max(1, arguments.threads - 1)
+        ),
+        "job_on_all_cores": lambda: compare_jobs(arguments.rounds, arguments.threads),
+    }
+    for part in arguments.only or parts:
+        path = write_record(f"train-{part}", parts[part]())
+        print(f"record: {path.relative_to(ROOT)}")
 
 
 # --- our step against a plain one ---------------------------------------------------------------
@@ -232,7 +242,7 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
                 each, step_milliseconds = steady_epoch(Path(folder) / "runs/train")
                 seconds[name].append(each)
         print(
-            f"job, round {round_number + 1}: bare loop {seconds['bare'][-1]:.2f} s an epoch, "
+            f"job on {threads} threads, round {round_number + 1}: bare loop {seconds['bare'][-1]:.2f} s an epoch, "
             f"on Ray and tracked {seconds['ray'][-1]:.2f} s"
         )
     ratios = [a / b for a, b in zip(seconds["ray"], seconds["bare"], strict=True)]

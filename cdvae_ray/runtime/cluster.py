@@ -47,6 +47,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The controller looks after its workers, and takes their reports, this often.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
+    # A Ray of our own would run its workers behind every other process of the machine.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     # Workers stay in the driver's folder: relative paths mean the same everywhere.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     # "local" and not None: Ray would otherwise try for minutes to join a cluster that it has a
