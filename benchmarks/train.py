@@ -243,7 +243,8 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
                 seconds[name].append(each)
         print(
             f"job on {threads} threads, round {round_number + 1}: "
-            f"bare loop {seconds['bare'][-1]:.2f} s an epoch, on Ray and tracked {seconds['ray'][-1]:.2f} s"
+            f"bare loop {seconds['bare'][-1]:.2f} s an epoch, "
+            f"on Ray and tracked {seconds['ray'][-1]:.2f} s"
         )
     ratios = [a / b for a, b in zip(seconds["ray"], seconds["bare"], strict=True)]
     print(f"Ray and tracking cost {spread(ratios)['median'] - 1:+.1%} an epoch")

@@ -23,7 +23,7 @@ from cdvae_ray.config.train_job import (
 from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.data.images import ImageSet, Splits
 from cdvae_ray.data.load import load_splits
-from cdvae_ray.errors import CdvaeError, ConfigError, TrainingError
+from cdvae_ray.errors import CdvaeError, CheckpointError, ConfigError, TrainingError
 from cdvae_ray.evaluation.picture import decomposition_picture
 from cdvae_ray.evaluation.results import TableRow, table_columns, training_table
 from cdvae_ray.runtime import cluster
@@ -44,6 +44,7 @@ from cdvae_ray.storage.store import Store
 from cdvae_ray.tracking import Writer, open_writer, tracking_uri
 from cdvae_ray.training.checkpoint import (
     checkpoint_name,
+    checkpoint_names,
     load_model,
     model_files,
     read_facts,
@@ -208,6 +209,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
     status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     try:
         _describe(writer, plan)
+        _track_earlier_epochs(writer, plan)
         result = _fit(plan, writer, say)
         picture = _picture(plan)
         run_id = writer.run_id(timeout_seconds=15)
@@ -393,6 +395,19 @@ def _first_cause(failures: list[Failed]) -> CdvaeError:
 def _cause(error: Exception) -> str:
     """The last line of the deepest error that Ray wrapped."""
     return str(error).strip().splitlines()[-1][:300]
+
+
+def _track_earlier_epochs(writer: Writer, plan: _Plan) -> None:
+    """Tracks what a killed driver had no time to. Checkpoints that are there are not doubled."""
+    if not plan.config.tracking.enabled:
+        return
+    for name in checkpoint_names(plan.run):
+        try:
+            facts = read_facts(plan.run, name)
+        except CheckpointError:
+            continue  # The worker that resumes passes over it with a warning.
+        writer.log_metrics(facts.metrics, step=facts.epochs_done)
+        _track_checkpoint(writer, plan, name, facts.metrics, facts.epochs_done)
 
 
 def _track_checkpoint(
