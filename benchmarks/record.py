@@ -10,8 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from cdvae_ray.tracking import environment_facts, git_commit
 
 RECORDS = Path(__file__).parent / "records"
@@ -24,7 +22,6 @@ def write_record(name: str, results: dict[str, Any]) -> Path:
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git_commit(Path(__file__).parent),
         "machine": f"{_processor()}, {os.cpu_count()} CPUs",
-        "threads": torch.get_num_threads(),
         "environment": environment_facts(),
         "results": results,
     }

@@ -98,6 +98,7 @@ def compare_steps(rounds: int, threads: int) -> dict[str, Any]:
     return {
         "what": "training step with its data: ours, with a worker's allocator settings / plain "
         "eager (per-sample PIL DataLoader, NCHW, unfused AdamW), a process each",
+        "threads": threads,
         "ratio": spread(ratios),
         "images_per_second": {name: spread(values) for name, values in rates.items()},
     }
@@ -251,6 +252,7 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
     return {
         "what": "seconds an epoch in steady state, checkpoints included: jobs/train.py with 1 "
         "worker and MLflow / the same fit() without Ray and MLflow",
+        "threads": threads,
         "ratio": spread(ratios),
         "seconds_an_epoch": {name: spread(values) for name, values in seconds.items()},
         "step_milliseconds": step_milliseconds,
