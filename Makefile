@@ -26,7 +26,8 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 	@touch $@
 
 .venv/installed-dev: .venv/installed
-	$(PIP) --editable '.[dev]'
+	$(PIP) --editable '.[dev,bench]'
+	$(PIP) --no-deps torchattacks==3.5.1  # it pins a version of requests that nothing else accepts
 	@touch $@
 
 train: .venv/installed  ## set up if needed, then train: ARGS="[preset] [--flag value ...]"

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cdvae_ray.config.training import EvaluationConfig
-from cdvae_ray.core.attacks.pgd import pgd_linf
+from cdvae_ray.core.attacks.pgd import pgd
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.metrics import Tally
 from cdvae_ray.core.objective import kl_per_image, reconstruction_accuracy_per_image
@@ -66,15 +66,16 @@ def look_at_perturbations(
     tally = Tally(device)
     for batch in batches:
         images, labels = _to_device(batch, device)
-        adversarial = pgd_linf(
+        adversarial = pgd(
             model.classify_essential,
             images,
             labels,
             epsilon=config.attack_epsilon,
             num_steps=config.attack_num_steps,
+            keep="last",
             seed=0,
             image_ids=batch.image_ids,
-        )
+        ).images
         with torch.inference_mode():
             clean, attacked = model.decompose(images), model.decompose(adversarial)
             sums = {
