@@ -8,12 +8,11 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import ray
 import torch
 
-from cdvae_ray.config.training import ResourcesConfig
 from cdvae_ray.errors import ConfigError, ResourceError
 
 CPU_WORKER_ENVIRONMENT = {
@@ -24,12 +23,44 @@ CPU_WORKER_ENVIRONMENT = {
 """glibc's allocator keeps freed memory instead of giving each large activation back to the system
 and faulting its pages in again at the next step. Other C libraries ignore these variables."""
 
+OWN_RAY_ENVIRONMENT = {
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_task_events_report_interval_ms": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+}
+"""A Ray that only this job uses, on one machine, has nobody to report to and no node to lose: its
+reporters and watchers would take their time from training. A cluster keeps its own settings."""
+
 
 class Allocation(NamedTuple):
     """What each worker gets."""
 
     use_gpu: bool
     cpus_per_worker: int
+    gpus_per_worker: float = 1.0
+    """Where a GPU is used."""
+
+
+class Wanted(Protocol):
+    """What a job asks a cluster for, as its config says it."""
+
+    @property
+    def num_workers(self) -> int:
+        """Workers."""
+
+    @property
+    def device(self) -> str:
+        """auto, cpu or gpu."""
+
+    @property
+    def cpus_per_worker(self) -> int | Literal["auto"]:
+        """CPUs of a worker."""
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long to wait for them."""
 
 
 def connect() -> None:
@@ -55,9 +86,17 @@ def connect() -> None:
     # note of, even one that died long ago.
     address = os.environ.get("RAY_ADDRESS", "") or "local"
     _require_answer(address)
+    if address == "local":
+        for name, value in OWN_RAY_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
     try:
         # Progress reaches the driver through a mailbox; Ray's copies of worker logs are noise.
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            include_dashboard=False if address == "local" else None,
+        )
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise _no_cluster(address, str(error)) from error
 
@@ -102,8 +141,20 @@ def _no_cluster(address: str, got: str) -> ResourceError:
     )
 
 
-def allocate(resources: ResourcesConfig, *, say: Callable[[str], None]) -> Allocation:
+def allocate(
+    resources: Wanted,
+    *,
+    say: Callable[[str], None],
+    gpus_per_worker: float = 1.0,
+    section: str = "resources",
+) -> Allocation:
     """Runs on the driver. Decides what each worker gets, once the cluster has all of it.
+
+    Args:
+        resources: what the job asks for.
+        say: takes lines of progress.
+        gpus_per_worker: share of a GPU that a worker takes, in (0, 1].
+        section: of the config that holds these settings, for messages.
 
     Raises:
         ResourceError: after `wait_seconds` the cluster still lacks something; says what.
@@ -111,7 +162,7 @@ def allocate(resources: ResourcesConfig, *, say: Callable[[str], None]) -> Alloc
     deadline = time.monotonic() + resources.wait_seconds
     announced = False
     while True:
-        allocation = _choose(resources)
+        allocation = _choose(resources, gpus_per_worker)
         missing = _missing(resources.num_workers, allocation)
         if not missing:
             return allocation
@@ -120,13 +171,18 @@ def allocate(resources: ResourcesConfig, *, say: Callable[[str], None]) -> Alloc
                 f"resources for {resources.num_workers} workers",
                 got=_describe(ray.cluster_resources()),
                 expected=missing,
-                remedy="lower --resources.num-workers or --resources.cpus-per-worker, add nodes, "
-                "or raise --resources.wait-seconds while nodes start",
+                remedy=f"lower --{section}.num-workers or --{section}.cpus-per-worker, add nodes, "
+                f"or raise --{section}.wait-seconds while nodes start",
             )
         if not announced:
             say(f"waiting up to {resources.wait_seconds:.0f} s for {missing}")
             announced = True
         time.sleep(0.5)
+
+
+def worker_device(use_gpu: bool) -> torch.device:
+    """Runs on every worker. The device that an actor computes on: Ray shows it its GPU alone."""
+    return torch.device("cuda", 0) if use_gpu else torch.device("cpu")
 
 
 def gpu_has_bfloat16() -> bool:
@@ -143,19 +199,19 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _choose(resources: ResourcesConfig) -> Allocation:
+def _choose(resources: Wanted, share: float) -> Allocation:
     nodes = _nodes()
-    gpus = sum(int(node.get("GPU", 0)) for node in nodes)
+    places = sum(int(node.get("GPU", 0)) * int(1 / share) for node in nodes)
     use_gpu = resources.device == "gpu" or (
-        resources.device == "auto" and gpus >= resources.num_workers
+        resources.device == "auto" and places >= resources.num_workers
     )
     if resources.cpus_per_worker != "auto":
-        return Allocation(use_gpu, resources.cpus_per_worker)
+        return Allocation(use_gpu, resources.cpus_per_worker, share)
     # A worker gets the share of the smallest node that can host one.
     hosts = [node for node in nodes if not use_gpu or node.get("GPU", 0) >= 1] or nodes
     per_node = -(-resources.num_workers // max(len(hosts), 1))
     cpus = min((int(node.get("CPU", 0)) for node in hosts), default=1)
-    return Allocation(use_gpu, max(1, cpus // per_node))
+    return Allocation(use_gpu, max(1, cpus // per_node), share)
 
 
 def _missing(num_workers: int, allocation: Allocation) -> str:
@@ -163,11 +219,13 @@ def _missing(num_workers: int, allocation: Allocation) -> str:
     places = 0
     for node in _nodes():
         by_cpu = int(node.get("CPU", 0)) // allocation.cpus_per_worker
-        by_gpu = int(node.get("GPU", 0)) if allocation.use_gpu else by_cpu
+        by_gpu = by_cpu
+        if allocation.use_gpu:
+            by_gpu = int(node.get("GPU", 0)) * int(1 / allocation.gpus_per_worker)
         places += min(by_cpu, by_gpu)
     if places >= num_workers:
         return ""
-    gpu = " and 1 GPU" if allocation.use_gpu else ""
+    gpu = f" and {allocation.gpus_per_worker:g} GPU" if allocation.use_gpu else ""
     return f"{num_workers} places with {allocation.cpus_per_worker} CPU{gpu} each, not {places}"
 
 
