@@ -34,8 +34,9 @@ from cdvae_ray.data.images import ImageSet
 from cdvae_ray.data.load import load_splits
 from cdvae_ray.runtime.cluster import CPU_WORKER_ENVIRONMENT
 from cdvae_ray.storage.store import Store
+from cdvae_ray.training.cdvae_task import CdvaeTask
 from cdvae_ray.training.fit import fit
-from cdvae_ray.training.state import TrainingTask, TrainState
+from cdvae_ray.training.state import TrainState
 
 ROOT = Path(__file__).parents[1]
 BATCH = 128
@@ -134,10 +135,10 @@ def made_up_images(count: int) -> ImageSet:
     return ImageSet.build(pixels, torch.arange(count) % 10, tuple("abcdefghij"), "noise/train")
 
 
-def task_for(images: ImageSet) -> TrainingTask:
+def task_for(images: ImageSet) -> CdvaeTask:
     """The preset's task on these images."""
     config = preset("cifar10-small")
-    return TrainingTask(
+    return CdvaeTask(
         model=config.model,
         objective=config.objective,
         training=replace(

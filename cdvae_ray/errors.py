@@ -7,6 +7,8 @@ CdvaeError
 ├── StorageError         a storage root that cannot be read or written
 ├── ResourceError        a cluster that lacks what the job asks for
 ├── TrackingError        an MLflow address that cannot be resolved (never raised while training)
+├── AttackError          attack generation that cannot go on
+├── CheckError           results that failed their own checks
 └── TrainingError        training that cannot go on
     └── NonFiniteLossError   the loss became NaN or infinite
 
@@ -65,6 +67,14 @@ class ResourceError(CdvaeError):
 
 class TrackingError(CdvaeError):
     """An MLflow address that cannot be resolved."""
+
+
+class AttackError(CdvaeError):
+    """Attack generation that cannot go on."""
+
+
+class CheckError(CdvaeError):
+    """Results that failed their own checks."""
 
 
 class TrainingError(CdvaeError):

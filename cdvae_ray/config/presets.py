@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Generic, TypeVar
 
 from cdvae_ray.config.data import AugmentationConfig, DataConfig
 from cdvae_ray.config.model import ModelConfig
@@ -11,13 +13,15 @@ from cdvae_ray.config.train_job import TrainConfig
 from cdvae_ray.config.training import EvaluationConfig, ResourcesConfig, TrainingConfig
 from cdvae_ray.errors import ConfigError
 
+Config = TypeVar("Config")
+
 
 @dataclass(frozen=True, slots=True)
-class Preset:
+class Preset(Generic[Config]):
     """A config with the sentence that the help shows beside its name."""
 
     summary: str
-    config: TrainConfig
+    config: Config
 
 
 _GREY = (0.5, 0.5, 0.5)
@@ -106,7 +110,7 @@ _small = replace(
     resources=ResourcesConfig(checkpoint_every=1),
 )
 
-PRESETS: dict[str, Preset] = {
+PRESETS: dict[str, Preset[TrainConfig]] = {
     "quickstart": Preset("digits, small networks: minutes on a laptop (the default)", _quickstart),
     "smoke": Preset("digits, tiny networks, 2 epochs: seconds, for tests", _smoke),
     "cifar10-small": Preset("CIFAR-10 with small networks, for a CPU", _small),
@@ -123,11 +127,20 @@ def preset(name: str) -> TrainConfig:
     Raises:
         ConfigError: no preset has that name.
     """
-    if name not in PRESETS:
+    return chosen(PRESETS, name, job="jobs/train.py")
+
+
+def chosen(presets: Mapping[str, Preset[Config]], name: str, *, job: str) -> Config:
+    """The config of one of a job's presets.
+
+    Raises:
+        ConfigError: none of them has that name.
+    """
+    if name not in presets:
         raise ConfigError(
             "preset",
             got=repr(name),
-            expected=f"one of {', '.join(PRESETS)}",
-            remedy="run jobs/train.py --help for what each is",
+            expected=f"one of {', '.join(presets)}",
+            remedy=f"run {job} --help for what each is",
         )
-    return PRESETS[name].config
+    return presets[name].config

@@ -1,11 +1,19 @@
-"""The final numbers of training, and the table that a person reads."""
+"""The final numbers of training, as the tables that a person reads."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from cdvae_ray.config.classifier import InputKind
+from cdvae_ray.config.classifier_job import TOP_K
 from cdvae_ray.config.training import EvaluationConfig
+
+_SYMBOLS: dict[InputKind, str] = {
+    "images": "x",
+    "class_redundant": "G(x)",
+    "class_essential": "R(x)",
+}
 
 
 class TableRow(NamedTuple):
@@ -48,6 +56,31 @@ def training_table(
         TableRow("|delta_G|", metrics["delta_redundant_l2"], "L2, pixels", attacked, attack),
         TableRow("|delta_R|", metrics["delta_essential_l2"], "L2, pixels", attacked, attack),
     ]
+    return rows
+
+
+def classifier_table(
+    metrics: Mapping[str, float], *, input_kind: InputKind, num_classes: int, test_images: int
+) -> list[TableRow]:
+    """The rows that a classifier's job prints and tracks: a row of Table 3, its own input first.
+
+    Args:
+        metrics: the final numbers by the names of the summary.
+        input_kind: what the classifier was trained on.
+        num_classes: with fewer than 5, the top-5 accuracy is that of so many.
+        test_images: images behind each number.
+    """
+    measured = [kind for kind in _SYMBOLS if f"accuracy_on_{kind}" in metrics]
+    k = min(TOP_K, num_classes)
+    rows = []
+    for kind in sorted(measured, key=lambda kind: kind != input_kind):
+        of = f"on {_SYMBOLS[kind]}{', its own input' if kind == input_kind else ''}"
+        rows += [
+            TableRow(f"accuracy {of}", metrics[f"accuracy_on_{kind}"], "", test_images, ""),
+            TableRow(
+                f"top-{k} accuracy {of}", metrics[f"top5_accuracy_on_{kind}"], "", test_images, ""
+            ),
+        ]
     return rows
 
 

@@ -33,10 +33,14 @@ class ProgressLines:
         metrics = report.metrics
         left = (self._epochs - report.epoch - 1) * report.seconds
         self._spoke = time.monotonic()
+        # Of the loss's terms, those that the task has.
+        terms = "".join(
+            f"  {name} {metrics[f'train_{name}']:.4f}"
+            for name in ("reconstruction", "kl")
+            if f"train_{name}" in metrics
+        )
         self._say(
-            f"{self._position(report.epoch)}  loss {metrics['train_loss']:.4f}"
-            f"  reconstruction {metrics['train_reconstruction']:.4f}"
-            f"  kl {metrics['train_kl']:.4f}"
+            f"{self._position(report.epoch)}  loss {metrics['train_loss']:.4f}{terms}"
             f"  accuracy {metrics['train_accuracy']:6.2%}"
             f"  {metrics['images_per_second']:,.0f} images/s  left {clock(left)}"
         )

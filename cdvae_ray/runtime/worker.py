@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import pyarrow.fs
 import ray
@@ -12,31 +12,26 @@ import ray.train
 import ray.train.torch
 import torch
 
-from cdvae_ray.config.training import EvaluationConfig
-from cdvae_ray.data.batches import InMemoryBatches, evaluation_batches
-from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.errors import CdvaeError
-from cdvae_ray.evaluation.decomposition import (
-    ATTACK_SUMS,
-    CLEAN_SUMS,
-    evaluate_clean,
-    look_at_perturbations,
-)
+from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers
 from cdvae_ray.runtime.mailbox import CheckpointSaved, EpochDone, EpochProgress, Failed, Resumed
 from cdvae_ray.runtime.shared_images import fetch_images
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.distributed import all_reduce_sum, rank, world_size
+from cdvae_ray.training.distributed import rank, world_size
 from cdvae_ray.training.epoch import EpochReport, Progress
 from cdvae_ray.training.fit import fit, resume
-from cdvae_ray.training.state import TrainingTask, TrainState
+from cdvae_ray.training.state import TrainState
+from cdvae_ray.training.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
 class WorkerJob:
-    """All that a worker is told. Images travel once a node, through Ray's object store."""
+    """All that a worker is told. Task and images travel once a node, through Ray's object store."""
 
-    task: TrainingTask
-    evaluation: EvaluationConfig
+    task: Any
+    """A reference to the `Task`."""
+    evaluate: Evaluate
     train_images: Any
     test_images: Any
     filesystem: pyarrow.fs.FileSystem
@@ -49,15 +44,7 @@ class WorkerJob:
     mailbox: Any
 
 
-class WorkerResult(NamedTuple):
-    """What rank 0 returns: the final numbers over all ranks."""
-
-    metrics: dict[str, float]
-    test_images: int
-    attacked_images: int
-
-
-def train_worker(job: WorkerJob) -> WorkerResult | None:
+def train_worker(job: WorkerJob) -> FinalNumbers | None:
     """Runs on every worker. Trains what is left to train, then evaluates.
 
     An error of the project's own is deterministic: every rank stops, the driver is told and Ray
@@ -71,14 +58,15 @@ def train_worker(job: WorkerJob) -> WorkerResult | None:
         return None
 
 
-def _train_and_evaluate(job: WorkerJob) -> WorkerResult:
+def _train_and_evaluate(job: WorkerJob) -> FinalNumbers:
     device = ray.train.torch.get_device()
-    state = TrainState(job.task, device)
+    task: Task = ray.get(job.task)
+    state = TrainState(task, device)
     run = Store(job.filesystem, job.run_root, job.run_uri)
     source = InMemoryBatches(
         fetch_images(job.train_images),
-        global_batch_size=job.task.training.global_batch_size,
-        seed=job.task.training.seed,
+        global_batch_size=task.training.global_batch_size,
+        seed=task.training.seed,
         rank=rank(),
         world_size=world_size(),
     )
@@ -116,23 +104,4 @@ def _train_and_evaluate(job: WorkerJob) -> WorkerResult:
         on_progress=on_progress,
         on_checkpoint=on_checkpoint,
     )
-    return _evaluate(state, fetch_images(job.test_images), job.evaluation)
-
-
-def _evaluate(state: TrainState, test: ImageSet, config: EvaluationConfig) -> WorkerResult:
-    state.model.eval()
-    shard = {"batch_size": config.batch_size, "rank": rank(), "world_size": world_size()}
-    clean = evaluate_clean(state.model, evaluation_batches(test, **shard), state.device)
-    clean.reduce(all_reduce_sum, CLEAN_SUMS)
-    attacked = look_at_perturbations(
-        state.model,
-        evaluation_batches(test, **shard, limit=config.attack_images),
-        config,
-        state.device,
-    )
-    attacked.reduce(all_reduce_sum, ATTACK_SUMS)
-    return WorkerResult(
-        metrics={**clean.means(), **attacked.means()},
-        test_images=clean.count,
-        attacked_images=attacked.count,
-    )
+    return job.evaluate(state, fetch_images(job.test_images))

@@ -16,7 +16,6 @@ from cdvae_ray.training.distributed import all_reduce_min, all_reduce_sum, rank,
 from cdvae_ray.training.schedule import learning_rate
 from cdvae_ray.training.state import TrainState
 
-METRIC_SUMS = ("loss", "reconstruction", "kl", "classification", "correct")
 _CHECK_STEPS = 50
 """Steps between looks at the loss, each of which waits for the device."""
 
@@ -85,10 +84,10 @@ def train_epoch(
             remedy="check the dataset for images that were lost while training",
         )
     _stop_if_bad(first_bad, epoch)
-    tally.reduce(all_reduce_sum, METRIC_SUMS)
+    tally.reduce(all_reduce_sum, state.task.metric_sums)
     seconds = time.perf_counter() - started
     means = tally.means()
-    metrics = {f"train_{name}": means[name] for name in METRIC_SUMS if name != "correct"}
+    metrics = {f"train_{name}": value for name, value in means.items() if name != "correct"}
     metrics["train_accuracy"] = means["correct"]
     metrics["learning_rate"] = learning_rate(state.task.training, epoch)
     metrics["epoch_seconds"] = seconds

@@ -11,6 +11,7 @@ from cdvae_ray.storage.store import Store
 from cdvae_ray.training.checkpoint import (
     checkpoint_name,
     newest_sound_checkpoint,
+    read_checkpoint,
     restore_checkpoint,
     save_checkpoint,
 )
@@ -35,9 +36,9 @@ def resume(run: Store, state: TrainState, *, config_digest: str) -> int:
     epochs_done = from_rank_zero(found.epochs_done if found else 0, state.device)
     if epochs_done > 0:
         try:
-            restore_checkpoint(
-                run, checkpoint_name(epochs_done), state, config_digest=config_digest
-            )
+            # Rank 0 has read and verified it already.
+            checkpoint = found or read_checkpoint(run, checkpoint_name(epochs_done))
+            restore_checkpoint(checkpoint, state, config_digest=config_digest)
         except CdvaeError as trouble:
             error = trouble
         raise_together(error, state.device, doing="restoring a checkpoint")

@@ -45,14 +45,18 @@ def store_results(
     *,
     identity: Mapping[str, Any],
     values: Mapping[str, Any],
-    picture: bytes,
+    picture: bytes | None,
 ) -> None:
-    """Stores the final numbers and the picture under the digest of what determined them."""
+    """Stores the final numbers, and a picture if there is one, under the digest of what
+    determined them."""
     write_artifact(
         run,
         _results_name(digest),
         kind=RESULTS_KIND,
-        files={"results.json": to_json_bytes(values), "picture.png": picture},
+        files={
+            "results.json": to_json_bytes(values),
+            **({} if picture is None else {"picture.png": picture}),
+        },
         facts={"digest": digest, "identity": dict(identity)},
     )
 

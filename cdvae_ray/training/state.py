@@ -4,38 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from cdvae_ray.config.data import AugmentationConfig
-from cdvae_ray.config.model import ModelConfig
-from cdvae_ray.config.objective import ObjectiveConfig
 from cdvae_ray.config.training import TrainingConfig
 from cdvae_ray.core.augment import augment
-from cdvae_ray.core.cdvae import CDVAE, CdvaeOutput, build_cdvae
 from cdvae_ray.core.mixup import mixup
-from cdvae_ray.core.objective import cdvae_loss
-from cdvae_ray.core.random import image_keys, keyed_normal
 from cdvae_ray.core.sync_batch_norm import synchronize_batch_norm
 from cdvae_ray.data.batches import Batch
 from cdvae_ray.errors import CheckpointError, ConfigError
 from cdvae_ray.training.distributed import world_size
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TrainingTask:
-    """What is to be trained: settings and the facts of the dataset that the networks need."""
-
-    model: ModelConfig
-    objective: ObjectiveConfig
-    training: TrainingConfig
-    augmentation: AugmentationConfig
-    image_size: int
-    class_names: tuple[str, ...]
+from cdvae_ray.training.task import Replica, Task, TrainBatch
 
 
 def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
@@ -57,40 +39,40 @@ def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
     return training.precision
 
 
+def memory_format_of(training: TrainingConfig) -> torch.memory_format:
+    """How activations and weights lie in memory."""
+    return torch.channels_last if training.channels_last else torch.contiguous_format
+
+
 class TrainState:
     """A replica of the model with its optimiser on one rank.
 
     Args:
-        task: settings and dataset facts.
+        task: what is trained: the model, its loss, settings and dataset facts.
         device: where the replica lives.
     """
 
-    def __init__(self, task: TrainingTask, device: torch.device) -> None:
+    def __init__(self, task: Task, device: torch.device) -> None:
         self.task, self.device = task, device
         self.precision = resolve_precision(task.training, device)
-        self.model: CDVAE = build_cdvae(
-            task.model,
-            image_size=task.image_size,
-            class_names=task.class_names,
-            seed=task.training.seed,
-        )
-        self.memory_format = (
-            torch.channels_last if task.training.channels_last else torch.contiguous_format
-        )
+        self.model = task.build_model()
+        self.memory_format = memory_format_of(task.training)
         self.model.to(device).to(memory_format=self.memory_format)
         if world_size() > 1 and task.training.sync_batch_norm:
-            self.model = synchronize_batch_norm(self.model, device)  # type: ignore[assignment]
+            self.model = synchronize_batch_norm(self.model, device)
         if task.training.compile:
             self.model.compile()
-        self.replica: nn.Module = self.model
+        module = self.model
         if world_size() > 1:
-            self.replica = DistributedDataParallel(
+            module = DistributedDataParallel(
                 self.model,
                 device_ids=[device.index] if device.type == "cuda" else None,
                 gradient_as_bucket_view=True,
                 # Synchronised layers hold equal statistics; otherwise rank 0's are the model's.
                 broadcast_buffers=not task.training.sync_batch_norm,
             )
+        self.replica = Replica(module, self.autocast)
+        self.batch_loss = task.loss_on(device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(),
             lr=task.training.learning_rate,
@@ -103,8 +85,8 @@ class TrainState:
         """One optimiser step on this rank's part of global batch `index` of an epoch.
 
         Returns:
-            Sums over this rank's images, on the device: loss, reconstruction, kl,
-            classification (each a per-image value by its config's reduction) and correct.
+            The task's `metric_sums` over this rank's images, on the device: per-image values by
+            the task's own reduction, and counts.
         """
         training = self.task.training
         images = self.prepare(batch.images)
@@ -123,34 +105,22 @@ class TrainState:
             epoch=epoch,
             batch_index=index,
         )
-        keys = image_keys(
-            training.seed, "latent", epoch, batch.image_ids.to(self.device, non_blocking=True)
-        )
-        noise = keyed_normal(keys, self.task.model.latent_size)
-        with self.autocast():
-            output: CdvaeOutput = self.replica(mixed.images, noise)
-        loss = cdvae_loss(
-            output,
-            mixed.labels,
-            objective=self.task.objective,
-            epoch=epoch,
+        seen = TrainBatch(
+            images=mixed.images,
+            labels=mixed.labels,
             partner_labels=mixed.partner_labels,
             mixup_weight=mixed.weight,
+            image_ids=batch.image_ids.to(self.device, non_blocking=True),
+            epoch=epoch,
         )
+        loss = self.batch_loss(self.replica, seen)
         self.optimizer.zero_grad(set_to_none=True)
         # Ranks hold equally many images, so DDP's mean of gradients is the global batch's.
         loss.total.backward()  # type: ignore[no-untyped-call]
         if training.max_gradient_norm > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
         self.optimizer.step()
-        count = len(batch.labels)
-        return {
-            "loss": loss.total * count,
-            "reconstruction": loss.reconstruction * count,
-            "kl": loss.kl * count,
-            "classification": loss.classification * count,
-            "correct": (output.logits.argmax(dim=1) == mixed.labels).sum(),
-        }
+        return loss.sums
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) as float32 in [0, 1] on the device."""

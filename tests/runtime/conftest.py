@@ -38,13 +38,13 @@ class Cluster:
             if "RayTrainWorker" in " ".join(_command_line(process))
         ]
 
-    def command(self, *arguments):
-        return [sys.executable, str(ROOT / "jobs/train.py"), *map(str, arguments)]
+    def command(self, *arguments, job="train"):
+        return [sys.executable, str(ROOT / "jobs" / f"{job}.py"), *map(str, arguments)]
 
-    def train(self, folder, *arguments, timeout=240):
-        """Runs the main job to its end."""
+    def train(self, folder, *arguments, job="train", timeout=240):
+        """Runs a job, the main one unless another is named, to its end."""
         return subprocess.run(
-            self.command(*arguments),
+            self.command(*arguments, job=job),
             cwd=folder,
             env=self.environment,
             capture_output=True,

@@ -15,7 +15,7 @@ from cdvae_ray.training.checkpoint import (
     checkpoint_names,
     load_model,
     newest_sound_checkpoint,
-    read_facts,
+    read_checkpoint,
 )
 from cdvae_ray.training.schedule import learning_rate
 from cdvae_ray.training.state import TrainState, resolve_precision
@@ -110,7 +110,7 @@ def test_damage_is_named_and_the_previous_checkpoint_is_used(
     run = make_run(tmp_path).fit()
     damage(tmp_path, "epoch-0003", file, change)
     with pytest.raises(CheckpointError, match=r"epoch-0003.*: got .*, expected .*; "):
-        read_facts(run.store, "epoch-0003")
+        read_checkpoint(run.store, "epoch-0003")
     again = make_run(tmp_path)
     assert again.resume() == 2
     assert "epoch-0003" in caplog.text

@@ -1,0 +1,49 @@
+"""Which network a plain classifier is, and what it is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cdvae_ray.config.checks import above, at_least, require
+from cdvae_ray.config.model import Triple
+
+InputKind = Literal["images", "class_redundant", "class_essential"]
+"""What a classifier is shown: x, G(x) or R(x) = x - G(x)."""
+
+INPUT_KINDS: tuple[InputKind, ...] = ("images", "class_redundant", "class_essential")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClassifierConfig:
+    """A WideResNet on its own: on images, on their class-redundant or class-essential part."""
+
+    depth: int = 28
+    """Depth of the WideResNet, 6 n + 4: 10, 16, 22, 28, ..."""
+    widen_factor: int = 10
+    """Widening factor of the WideResNet."""
+    dropout: float = 0.3
+    """Dropout probability inside the WideResNet's blocks, in [0, 1)."""
+    pixel_mean: Triple = (0.4914, 0.4822, 0.4465)
+    """Mean of each channel, in [0, 1], subtracted from x and G(x), not from R(x)."""
+    pixel_std: Triple = (0.2470, 0.2435, 0.2616)
+    """Standard deviation of each channel, > 0: the model divides its input by it."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.depth >= 10 and (self.depth - 4) % 6 == 0,
+            "model.depth",
+            got=self.depth,
+            expected="6 n + 4 with n >= 1",
+            remedy="choose 10, 16, 22, 28, ...",
+        )
+        at_least("model.widen_factor", self.widen_factor, 1)
+        require(
+            0.0 <= self.dropout < 1.0,
+            "model.dropout",
+            got=self.dropout,
+            expected="a number in [0, 1)",
+            remedy="set --model.dropout to such a number",
+        )
+        for std in self.pixel_std:
+            above("model.pixel_std", std, 0.0)

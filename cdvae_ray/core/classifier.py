@@ -1,0 +1,168 @@
+"""A plain classifier D on x, G(x) or R(x), each in pixel units."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from cdvae_ray.config.classifier import ClassifierConfig, InputKind
+from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.vae import reparameterize
+from cdvae_ray.core.wide_resnet import WideResNet
+from cdvae_ray.errors import ConfigError, DataError
+
+
+class ImageClassifier(nn.Module):
+    """WideResNet on inputs in pixel units; the normalisation is inside.
+
+    Images x and their class-redundant part G(x) are normalised as (input - mean) / std. The
+    class-essential part is a difference of two images, in which the mean cancels: R(x) / std is
+    exactly the difference of normalised images that D sees inside a CD-VAE.
+
+    Args:
+        config: the network.
+        input_kind: what it is trained on, and so how its input is normalised.
+        image_size: side S of the images it is trained on, a multiple of 4, at least 8.
+        class_names: one name a class; their number is the number of logits.
+        cdvae_digest: digest of the CD-VAE behind which it is trained; None for images.
+
+    Raises:
+        ConfigError: an image size or a number of classes that the network cannot have.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        config: ClassifierConfig,
+        *,
+        input_kind: InputKind,
+        image_size: int,
+        class_names: tuple[str, ...],
+        cdvae_digest: str | None = None,
+    ) -> None:
+        super().__init__()
+        if image_size < 8 or image_size % 4:
+            raise ConfigError(
+                "image_size",
+                got=image_size,
+                expected="a multiple of 4, at least 8",
+                remedy="resize the images to 16, 32 or 64",
+            )
+        if len(class_names) < 2:
+            raise ConfigError(
+                "class_names",
+                got=f"{len(class_names)} classes",
+                expected="at least 2",
+                remedy="train on a dataset of several classes",
+            )
+        self.config = config
+        self.input_kind: InputKind = input_kind
+        self.image_size = image_size
+        self.class_names = class_names
+        self.cdvae_digest = cdvae_digest
+        self.network = WideResNet(
+            depth=config.depth,
+            widen_factor=config.widen_factor,
+            num_classes=len(class_names),
+            dropout=config.dropout,
+        )
+        mean = (0.0, 0.0, 0.0) if input_kind == "class_essential" else config.pixel_mean
+        # Settings, not weights: they come back from the config, so no checkpoint holds them.
+        shape = (1, 3, 1, 1)
+        self.register_buffer("pixel_mean", torch.tensor(mean).view(shape), persistent=False)
+        self.register_buffer(
+            "pixel_std", torch.tensor(config.pixel_std).view(shape), persistent=False
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Logits (N, classes) for inputs in pixel units.
+
+        Args:
+            inputs: float, (N, 3, S, S): what `classifier_input` makes of images. No range is
+                asked for: G(x) may leave [0, 1] slightly and R(x) lies around 0.
+
+        Raises:
+            DataError: the inputs are not floating point of that shape.
+        """
+        expected = (3, self.image_size, self.image_size)
+        if inputs.dim() != 4 or tuple(inputs.shape[1:]) != expected:
+            raise DataError(
+                "inputs of the classifier",
+                got=f"shape {tuple(inputs.shape)}",
+                expected=f"(N, {', '.join(map(str, expected))})",
+                remedy="resize them or load a model of their size",
+            )
+        if not inputs.is_floating_point():
+            raise DataError(
+                "inputs of the classifier",
+                got=str(inputs.dtype),
+                expected="floating point in pixel units",
+                remedy="divide uint8 images by 255",
+            )
+        logits: Tensor = self.network((inputs - self.pixel_mean) / self.pixel_std)
+        return logits
+
+
+def classifier_input(
+    images: Tensor, input_kind: InputKind, cdvae: CDVAE | None, *, noise: Tensor | None = None
+) -> Tensor:
+    """What a classifier of this kind is shown of images: x, G(x) or R(x) = x - G(x).
+
+    Differentiable in the images (through G) and clamped nowhere, so that G(x) + R(x) is x.
+
+    Args:
+        images: float, (N, 3, S, S), in [0, 1].
+        input_kind: which of the three.
+        cdvae: makes G(x) in the mode it is in; not used for "images".
+        noise: the N(0, I) of the reparameterisation, (N, Z), as in `CDVAE.forward`.
+
+    Returns:
+        (N, 3, S, S) in pixel units; G(x) may leave [0, 1] slightly.
+
+    Raises:
+        ConfigError: there is no CD-VAE to make G(x) or R(x).
+    """
+    if input_kind == "images":
+        return images
+    if cdvae is None:
+        raise ConfigError(
+            "cdvae",
+            got="none",
+            expected=f"a CD-VAE, whose G makes the {input_kind.replace('_', '-')} part",
+            remedy="load the CD-VAE that the classifier was trained behind",
+        )
+    class_redundant = _class_redundant(images, cdvae, noise)
+    return class_redundant if input_kind == "class_redundant" else images - class_redundant
+
+
+def build_classifier(
+    config: ClassifierConfig,
+    *,
+    input_kind: InputKind,
+    image_size: int,
+    class_names: tuple[str, ...],
+    seed: int,
+    cdvae_digest: str | None = None,
+) -> ImageClassifier:
+    """A freshly initialised classifier whose weights depend on the seed alone."""
+    # PyTorch's layers initialise from the global generator: fork it, so the caller's is unmoved.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ImageClassifier(
+            config,
+            input_kind=input_kind,
+            image_size=image_size,
+            class_names=class_names,
+            cdvae_digest=cdvae_digest,
+        )
+
+
+def _class_redundant(images: Tensor, cdvae: CDVAE, noise: Tensor | None) -> Tensor:
+    """G(x) in pixel units, as `CDVAE.decompose` gives it, without the cost of D(R(x))."""
+    posterior = cdvae.generator.encode((images - cdvae.pixel_mean) / cdvae.pixel_std)
+    if noise is None and (cdvae.training or cdvae.config.evaluation_latent == "sample"):
+        noise = torch.randn_like(posterior.mean)
+    latents = posterior.mean if noise is None else reparameterize(posterior, noise)
+    return cdvae.generator.decode(latents) * cdvae.pixel_std + cdvae.pixel_mean

@@ -1,0 +1,158 @@
+"""Train a plain classifier on x, G(x) or R(x) on Ray Train, evaluate it, track it."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from cdvae_ray.config.classifier_job import (
+    ClassifierJobConfig,
+    classifier_evaluation_identity,
+    classifier_identity,
+    classifier_run_name,
+)
+from cdvae_ray.config.serialize import to_dict
+from cdvae_ray.data.images import ImageSet
+from cdvae_ray.errors import ConfigError
+from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers, evaluate_classifier_task
+from cdvae_ray.evaluation.results import TableRow, classifier_table
+from cdvae_ray.loading import checkpoint_at
+from cdvae_ray.runtime.training_job import (
+    Say,
+    TrainingJob,
+    TrainOutcome,
+    run_training,
+    tracking_address,
+)
+from cdvae_ray.training.checkpoint import cdvae_of, model_digest
+from cdvae_ray.training.classifier_task import ClassifierTask
+from cdvae_ray.training.frozen_cdvae import FrozenCdvae
+
+
+def train_classifier(config: ClassifierJobConfig, *, preset: str, say: Say) -> TrainOutcome:
+    """Runs on the driver. Trains and evaluates, or finds that this was already done.
+
+    Args:
+        config: the job.
+        preset: the name it was started from, for people.
+        say: takes lines of progress.
+
+    Raises:
+        CdvaeError: anything that a person can put right, one line each.
+    """
+    cdvae = None
+    if config.cdvae:
+        say(f"CD-VAE: loading {config.cdvae}")
+        cdvae = frozen_cdvae(config)
+    return run_training(ClassifierJob(config, cdvae), preset=preset, say=say)
+
+
+def frozen_cdvae(config: ClassifierJobConfig) -> FrozenCdvae:
+    """The CD-VAE that the job names.
+
+    Raises:
+        CheckpointError: there is none, or it is damaged or of another kind.
+        TrackingError: MLflow has none at that address.
+    """
+    address = tracking_address(config.tracking, config.storage)
+    checkpoint = checkpoint_at(config.cdvae, tracking_uri=address)
+    return FrozenCdvae.of(cdvae_of(checkpoint), model_digest(checkpoint))
+
+
+class ClassifierJob(TrainingJob):
+    """jobs/train_classifier.py on the driver."""
+
+    def __init__(self, config: ClassifierJobConfig, cdvae: FrozenCdvae | None) -> None:
+        super().__init__("train_classifier", config)
+        self._config, self._cdvae = config, cdvae
+
+    def task(self, train: ImageSet) -> ClassifierTask:
+        """A classifier of these images, behind the CD-VAE if there is one.
+
+        Raises:
+            ConfigError: the CD-VAE was trained on images of another size or of other classes.
+        """
+        config = self._config
+        if self._cdvae is not None:
+            _require_same_data(self._cdvae, train)
+        return ClassifierTask(
+            input_kind=config.input,
+            cdvae=self._cdvae,
+            model=config.model,
+            training=config.training,
+            augmentation=config.augmentation,
+            image_size=train.image_size,
+            class_names=train.class_names,
+        )
+
+    def identity(self, *, precision: str, train_digest: str) -> dict[str, Any]:
+        """All that determines the trained weights."""
+        return classifier_identity(
+            self._config,
+            precision=precision,
+            train_digest=train_digest,
+            cdvae_digest=self._cdvae_digest,
+        )
+
+    def evaluation_identity(self, *, training_digest: str, test_digest: str) -> dict[str, Any]:
+        """All that determines the numbers after training."""
+        return classifier_evaluation_identity(
+            self._config, training_digest=training_digest, test_digest=test_digest
+        )
+
+    def run_name(self, digest: str) -> str:
+        """classifier-<digest>."""
+        return classifier_run_name(digest)
+
+    def settings(self) -> dict[str, Any]:
+        """Input, CD-VAE, network and evaluation."""
+        config = self._config
+        return {
+            "input": config.input,
+            "cdvae": config.cdvae,
+            "cdvae_digest": self._cdvae_digest or "",
+            "model": to_dict(config.model),
+            "evaluation": to_dict(config.evaluation),
+        }
+
+    def checkpoint_settings(self) -> dict[str, Any]:
+        """What it is trained on, behind which CD-VAE."""
+        return {"input": self._config.input, "cdvae_digest": self._cdvae_digest or ""}
+
+    def evaluate(self) -> Evaluate:
+        """Accuracy on its own input and on the others that can be made."""
+        return functools.partial(evaluate_classifier_task, config=self._config.evaluation)
+
+    def table(self, numbers: FinalNumbers, test: ImageSet) -> list[TableRow]:
+        """A row of Table 3, a line a number."""
+        return classifier_table(
+            numbers.metrics,
+            input_kind=self._config.input,
+            num_classes=test.num_classes,
+            test_images=numbers.test_images,
+        )
+
+    @property
+    def _cdvae_digest(self) -> str | None:
+        return self._cdvae.digest if self._cdvae else None
+
+
+def _require_same_data(cdvae: FrozenCdvae, train: ImageSet) -> None:
+    if cdvae.image_size != train.image_size:
+        raise ConfigError(
+            "cdvae",
+            got=f"a CD-VAE of {cdvae.image_size}x{cdvae.image_size} images",
+            expected=f"one of {train.image_size}x{train.image_size} images, as in {train.name}",
+            remedy="choose another --cdvae or set --data.image-size",
+        )
+    if cdvae.class_names != train.class_names:
+        raise ConfigError(
+            "cdvae",
+            got=f"a CD-VAE of the classes {_listing(cdvae.class_names)}",
+            expected=f"the classes of {train.name}, {_listing(train.class_names)}",
+            remedy="choose a --cdvae that was trained on this dataset",
+        )
+
+
+def _listing(names: tuple[str, ...]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
