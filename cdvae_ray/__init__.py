@@ -8,24 +8,40 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cdvae_ray import attacks
     from cdvae_ray.core.cdvae import CDVAE, Decomposition
+    from cdvae_ray.core.classifier import ImageClassifier
     from cdvae_ray.core.released import load_released_checkpoint
-    from cdvae_ray.loading import load
+    from cdvae_ray.loading import load, load_adversarial_set, load_classifier
 
 __version__ = "0.1.0"
-__all__ = ["CDVAE", "Decomposition", "load", "load_released_checkpoint"]
+__all__ = [
+    "CDVAE",
+    "Decomposition",
+    "ImageClassifier",
+    "attacks",
+    "load",
+    "load_adversarial_set",
+    "load_classifier",
+    "load_released_checkpoint",
+]
 
 _HOMES = {
     "CDVAE": "cdvae_ray.core.cdvae",
     "Decomposition": "cdvae_ray.core.cdvae",
+    "ImageClassifier": "cdvae_ray.core.classifier",
     "load": "cdvae_ray.loading",
+    "load_adversarial_set": "cdvae_ray.loading",
+    "load_classifier": "cdvae_ray.loading",
     "load_released_checkpoint": "cdvae_ray.core.released",
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     import importlib
 
+    if name == "attacks":
+        return importlib.import_module("cdvae_ray.attacks")
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,621 @@
+"""Adversarial sets on Ray Data: plan, find what is there, attack the rest, check, track."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
+
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+from ray.exceptions import RayError
+
+from cdvae_ray.config.attack import SUITES, AttackConfig
+from cdvae_ray.config.attack_job import (
+    AttackJobConfig,
+    PoolConfig,
+    adversarial_set_identity,
+    set_name,
+)
+from cdvae_ray.config.serialize import digest_of, to_dict
+from cdvae_ray.core.attacks.probe import is_stochastic
+from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.classifier import ImageClassifier
+from cdvae_ray.core.threat_models import AttackedModel, attacked_model
+from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import load_splits
+from cdvae_ray.errors import AttackError, ConfigError
+from cdvae_ray.evaluation.attack_picture import attack_picture
+from cdvae_ray.evaluation.attack_report import (
+    AttackCounts,
+    AttackRow,
+    Check,
+    StrengthCounts,
+    attack_columns,
+    attack_row,
+    check_columns,
+    count_rows,
+    sanity_checks,
+    strength_variants,
+)
+from cdvae_ray.loading import checkpoint_at
+from cdvae_ray.runtime import cluster
+from cdvae_ray.runtime.attack_actor import (
+    AttackActor,
+    AttackDone,
+    AttackTask,
+    AttackWork,
+    PlannedSet,
+    decode_done,
+    encode_task,
+)
+from cdvae_ray.runtime.progress import clock
+from cdvae_ray.runtime.shared_images import share_images
+from cdvae_ray.runtime.training_job import embedded_root, tracking_address
+from cdvae_ray.storage.adversarial_set import (
+    SHARDS,
+    AdversarialImages,
+    ShardFacts,
+    find_shard,
+    read_shard,
+    seal_set,
+    shard_name,
+    stored_set_facts,
+)
+from cdvae_ray.storage.artifact import write_artifact
+from cdvae_ray.storage.store import Store, to_json_bytes
+from cdvae_ray.tracking import Writer, open_writer
+from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of, model_digest
+
+Say = Callable[[str], None]
+Part = TypeVar("Part", CDVAE, ImageClassifier)
+
+REPORT_KIND = "attack-report"
+_PICTURE_IMAGES = 8
+_PROBE_IMAGES = 8
+_QUIET_SECONDS = 10.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttackOutcome:
+    """What an attack job came to."""
+
+    run_id: str | None
+    config_digest: str
+    metrics: dict[str, float]
+    rows: list[AttackRow]
+    checks: dict[str, list[Check]]
+    sets: dict[str, str]
+    """The folder of each attack's set."""
+    report: str
+    """The folder of table, checks and picture."""
+
+
+@dataclass
+class _Plan:
+    """One adversarial set on its way."""
+
+    config: AttackConfig
+    identity: dict[str, Any]
+    digest: str
+    store: Store
+    shards: dict[str, range]
+    found: dict[str, ShardFacts] = dataclasses.field(default_factory=dict)
+    counts: AttackCounts = dataclasses.field(default_factory=AttackCounts)
+    variants: dict[str, AttackConfig] = dataclasses.field(default_factory=dict)
+    strength: dict[str, AttackCounts] = dataclasses.field(default_factory=dict)
+    content_digest: str = ""
+
+    @property
+    def is_whole(self) -> bool:
+        return len(self.found) == len(self.shards)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """Everything resolved: what is attacked, with which parts, on which images."""
+
+    config: AttackJobConfig
+    preset: str
+    images: ImageSet
+    model: AttackedModel
+    digests: dict[str, str | None]
+    is_stochastic: bool
+    plans: list[_Plan]
+    root: Store
+
+    @property
+    def digest(self) -> str:
+        """The identity of the report: the sets, and the checks made on them."""
+        return digest_of(
+            {
+                "kind": REPORT_KIND,
+                "sets": [[plan.config.label, plan.digest] for plan in self.plans],
+                "strength_images": self.config.checks.strength_images,
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        return f"attack-{self.preset}-{self.digest[:12]}"
+
+
+def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
+    """Runs on the driver. Makes or finds one adversarial set an attack, and reports on them.
+
+    Args:
+        config: the job.
+        preset: the name it was started from, for people.
+        say: takes lines of progress.
+
+    Raises:
+        CdvaeError: anything that a person can put right, one line each.
+    """
+    cluster.require_lasting_storage(config.storage)
+    job = _plan(config, preset, say)
+    for plan in job.plans:
+        _find_stored(job, plan, say)
+    writer = open_writer(
+        config.tracking,
+        embedded_root=embedded_root(config.storage),
+        run_name=job.name,
+        tags={"job": "attack", "preset": preset, "config_digest": job.digest},
+    )
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+    try:
+        _describe(writer, job)
+        _attack_missing(job, say)
+        outcome = _report(job, writer)
+        status = "FINISHED"
+        return outcome
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        # KeyboardInterrupt and SystemExit (a stopped job) pass here with the status KILLED.
+        writer.close(status, timeout_seconds=30)
+
+
+def _plan(config: AttackJobConfig, preset: str, say: Say) -> _Job:
+    cdvae, cdvae_digest = _part(config, config.checkpoint, cdvae_of)
+    classifier, classifier_digest = _part(config, config.classifier, classifier_of)
+    model = attacked_model(config.threat_model, cdvae=cdvae, classifier=classifier)
+    say(f"threat model: {config.threat_model}, attacking {model.threat_model.attacked}")
+    say(f"data: loading {config.data.source}")
+    splits = load_splits(config.data)
+    images = splits.test if config.split == "test" else splits.train
+    say(f"data: {images.name} {len(images):,} images")
+    _require_fit(model, images)
+    _require_same_cdvae(classifier, cdvae_digest)
+    stochastic = is_stochastic(model, images.images[:_PROBE_IMAGES].float() / 255)
+    root = Store.at(config.storage).child("adversarial")
+    plans = []
+    for each in config.chosen_attacks():
+        identity = adversarial_set_identity(
+            each,
+            config,
+            cdvae_digest=cdvae_digest,
+            classifier_digest=classifier_digest,
+            images_digest=images.digest,
+            is_stochastic=stochastic,
+        )
+        digest = digest_of(identity)
+        size = config.pool.shard_size
+        plans.append(
+            _Plan(
+                config=each,
+                identity=identity,
+                digest=digest,
+                store=root.child(set_name(each, digest)),
+                shards={
+                    shard_name(first // size): range(first, min(first + size, len(images)))
+                    for first in range(0, len(images), size)
+                },
+            )
+        )
+    return _Job(
+        config=config,
+        preset=preset,
+        images=images,
+        model=model,
+        digests={"cdvae": cdvae_digest, "classifier": classifier_digest},
+        is_stochastic=stochastic,
+        plans=plans,
+        root=root,
+    )
+
+
+def _part(
+    config: AttackJobConfig, location: str, build: Callable[[Checkpoint], Part]
+) -> tuple[Part | None, str | None]:
+    """The model at a location with its digest; None and None where no location is given."""
+    if not location:
+        return None, None
+    checkpoint = checkpoint_at(
+        location, tracking_uri=tracking_address(config.tracking, config.storage)
+    )
+    return build(checkpoint), model_digest(checkpoint)
+
+
+def _require_fit(model: AttackedModel, images: ImageSet) -> None:
+    if (model.image_size, model.class_names) == (images.image_size, images.class_names):
+        return
+    raise ConfigError(
+        "data",
+        got=f"{images.num_classes} classes of {images.image_size} pixels "
+        f"({', '.join(images.class_names[:3])}, ...)",
+        expected=f"the attacked model's {len(model.class_names)} classes of "
+        f"{model.image_size} pixels ({', '.join(model.class_names[:3])}, ...)",
+        remedy="set --data.source, --data.path and --data.image-size as in training",
+    )
+
+
+def _require_same_cdvae(classifier: ImageClassifier | None, cdvae_digest: str | None) -> None:
+    trained_behind = None if classifier is None else classifier.cdvae_digest
+    if trained_behind is not None and trained_behind != cdvae_digest:
+        raise ConfigError(
+            "classifier",
+            got=f"one trained behind CD-VAE {trained_behind[:12]}",
+            expected=f"one trained behind CD-VAE {str(cdvae_digest)[:12]}",
+            remedy="give the CD-VAE and the classifier that belong together",
+        )
+
+
+# --- what is there --------------------------------------------------------------------------------
+
+
+def _find_stored(job: _Job, plan: _Plan, say: Say) -> None:
+    """Takes shards that an earlier job stored; only sound ones of exactly this set count."""
+    label, shards = plan.config.label, plan.store.child(SHARDS)
+    if job.config.overwrite:
+        plan.store.delete("")
+    plan.store.delete_partial()
+    shards.delete_partial()
+    facts = stored_set_facts(plan.store)
+    if facts is not None and facts["shard_size"] != job.config.pool.shard_size:
+        # The same rows in other files: read them as they were sharded.
+        size = int(facts["shard_size"])
+        plan.shards = {
+            shard_name(first // size): range(first, min(first + size, len(job.images)))
+            for first in range(0, len(job.images), size)
+        }
+    for foreign in set(shards.names()) - set(plan.shards):
+        # Of a job that sharded otherwise: a reader of the folder would count its rows twice.
+        shards.delete(foreign)
+    for name, ids in plan.shards.items():
+        stored = find_shard(shards, name, ids, identity_digest=plan.digest)
+        if stored is not None:
+            plan.found[name] = stored.facts
+            plan.counts += count_rows(stored.rows, plan.config)
+    found, count = len(plan.found), len(plan.shards)
+    if found:
+        say(f"{label}: {found} of {count} shards are there, {count - found} to make")
+
+
+# --- what is not --------------------------------------------------------------------------------
+
+
+def _attack_missing(job: _Job, say: Say) -> None:
+    wants_strength = SUITES[job.config.suite].claims_robustness
+    strength_images = min(job.config.checks.strength_images, len(job.images))
+    tasks: list[AttackTask] = []
+    for number, plan in enumerate(job.plans):
+        tasks += [
+            AttackTask(number, name, ids.start, ids.stop, "")
+            for name, ids in plan.shards.items()
+            if name not in plan.found
+        ]
+        if wants_strength and strength_images:
+            plan.variants = strength_variants(plan.config)
+            step = job.config.pool.batch_size
+            tasks += [
+                AttackTask(number, "", first, min(first + step, strength_images), variant)
+                for variant in plan.variants
+                for first in range(0, strength_images, step)
+            ]
+    if tasks:
+        lines = _Lines(job, tasks, say)
+        for done in _run(job, tasks, say):
+            plan = job.plans[done.task.plan]
+            if done.error is not None:
+                raise done.error
+            if done.facts is None:
+                before = plan.strength.get(done.task.variant, AttackCounts())
+                plan.strength[done.task.variant] = before + done.counts
+            else:
+                plan.found[done.task.shard] = done.facts
+                plan.counts += done.counts
+            lines.done(done)
+    for plan in job.plans:
+        _seal(job, plan)
+
+
+def _run(job: _Job, tasks: Sequence[AttackTask], say: Say) -> Iterator[AttackDone]:
+    """Runs tasks on an actor pool; Ray Data gives a lost actor's task to another one."""
+    pool = job.config.pool
+    say("ray: connecting")
+    cluster.connect()
+    allocation = cluster.allocate(
+        pool, say=say, gpus_per_worker=pool.gpus_per_worker, section="pool"
+    )
+    device = f"{allocation.gpus_per_worker:g} GPU" if allocation.use_gpu else "CPU"
+    say(f"workers: {pool.num_workers} x {allocation.cpus_per_worker} CPU threads on {device}")
+    work = AttackWork(
+        sets=tuple(_planned_set(job, plan) for plan in job.plans),
+        model=ray.put(job.model),
+        images=share_images(job.images),
+        filesystem=job.root.filesystem,
+        seed=job.config.seed,
+        eot_samples=job.config.eot_samples,
+        batch_size=pool.batch_size,
+        channels_last=pool.channels_last,
+        use_gpu=allocation.use_gpu,
+        threads=allocation.cpus_per_worker,
+    )
+    try:
+        for row in _dataset(tasks, work, pool, allocation).iter_rows():
+            yield decode_done(row["done"])
+    except (RayError, ray.data.exceptions.UserCodeException) as error:
+        raise AttackError(
+            "attack generation",
+            got=_cause(error),
+            expected="actors that finish their shards",
+            remedy="run the same command again: it makes only the shards that are missing",
+        ) from error
+
+
+def _dataset(
+    tasks: Sequence[AttackTask], work: AttackWork, pool: PoolConfig, allocation: cluster.Allocation
+) -> ray.data.Dataset:
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    # The job has its own lines of progress; Ray Data's stay in its log files.
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.get_name() == "console":
+            handler.setLevel(logging.ERROR)
+    # A block a task: the pool hands them out one by one as actors become free.
+    rows = [{"task": encode_task(task)} for task in tasks]
+    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+        AttackActor,
+        fn_constructor_args=(work,),
+        batch_size=1,
+        compute=ActorPoolStrategy(size=pool.num_workers),
+        num_cpus=allocation.cpus_per_worker,
+        num_gpus=allocation.gpus_per_worker if allocation.use_gpu else 0,
+        runtime_env={"env_vars": {} if allocation.use_gpu else cluster.CPU_WORKER_ENVIRONMENT},
+    )
+
+
+def _planned_set(job: _Job, plan: _Plan) -> PlannedSet:
+    return PlannedSet(
+        config=plan.config,
+        variants=plan.variants,
+        root=plan.store.root,
+        uri=plan.store.uri,
+        identity_digest=plan.digest,
+        labels={
+            "attack": plan.config.label,
+            "threat_model": job.config.threat_model,
+            "seed": job.config.seed,
+            "source_cdvae": job.digests["cdvae"] or "",
+            "source_classifier": job.digests["classifier"] or "",
+        },
+    )
+
+
+def _cause(error: Exception) -> str:
+    """The last line of the deepest error that Ray wrapped."""
+    return str(error).strip().splitlines()[-1][:300]
+
+
+def _seal(job: _Job, plan: _Plan) -> None:
+    assert plan.is_whole, f"{len(plan.found)} of {len(plan.shards)} shards"
+    shards = [plan.found[name] for name in plan.shards]
+    digests = [digest for shard in shards for digest in shard.row_digests]
+    assert len(digests) == len(job.images), f"{len(digests)} rows of {len(job.images)} images"
+    facts = {
+        "identity": plan.identity,
+        "identity_digest": plan.digest,
+        "label": plan.config.label,
+        "threat_model": job.config.threat_model,
+        "images": len(job.images),
+        "class_names": list(job.images.class_names),
+        "shard_size": max(len(ids) for ids in plan.shards.values())
+        if len(plan.shards) > 1
+        else job.config.pool.shard_size,
+        "success": plan.counts.success,
+        "clean_correct": plan.counts.clean_correct,
+        "robust": plan.counts.robust,
+    }
+    plan.content_digest = seal_set(plan.store, shards, facts=facts)
+
+
+# --- what it came to ----------------------------------------------------------------------------
+
+
+def _report(job: _Job, writer: Writer) -> AttackOutcome:
+    first = {plan.config.label: _first_rows(plan, _PICTURE_IMAGES) for plan in job.plans}
+    rows = [
+        attack_row(
+            plan.config,
+            plan.counts,
+            threat_model=job.model.threat_model,
+            set_digest=plan.content_digest,
+        )
+        for plan in job.plans
+    ]
+    checks = {plan.config.label: _checks(job, plan) for plan in job.plans}
+    picture = attack_picture(
+        job.images.images[:_PICTURE_IMAGES],
+        first,
+        job.images.class_names,
+        caption=f"attacked: {job.model.threat_model.attacked} ({job.name})",
+    )
+    metrics = _metrics(rows)
+    name = f"report-{job.digest[:12]}"
+    table, lines = attack_columns(rows), check_columns(checks)
+    write_artifact(
+        job.root,
+        name,
+        kind=REPORT_KIND,
+        files={
+            "attacks.json": to_json_bytes(table),
+            "checks.json": to_json_bytes(lines),
+            "picture.png": picture,
+        },
+        facts={"digest": job.digest, "sets": {p.config.label: p.content_digest for p in job.plans}},
+    )
+    writer.log_metrics(metrics, step=0)
+    writer.log_table(table, "tables/attacks.json")
+    writer.log_table(lines, "tables/checks.json")
+    writer.log_image(picture, "figures/attacks.png")
+    return AttackOutcome(
+        run_id=writer.run_id(timeout_seconds=15),
+        config_digest=job.digest,
+        metrics=metrics,
+        rows=rows,
+        checks=checks,
+        sets={plan.config.label: plan.store.uri for plan in job.plans},
+        report=f"{job.root.uri}/{name}",
+    )
+
+
+def _first_rows(plan: _Plan, count: int) -> AdversarialImages:
+    """The first rows of a set, at most `count` of them."""
+    parts: list[AdversarialImages] = []
+    for name in plan.shards:
+        parts.append(read_shard(plan.store.child(SHARDS), name, identity_digest=plan.digest))
+        if sum(len(part) for part in parts) >= count:
+            break
+    return AdversarialImages(
+        **{
+            field.name: torch.cat([getattr(part, field.name) for part in parts])[:count]
+            for field in dataclasses.fields(AdversarialImages)
+        }
+    )
+
+
+def _checks(job: _Job, plan: _Plan) -> list[Check]:
+    strength, why = None, "this suite's sets are what they are defined to be"
+    if SUITES[job.config.suite].claims_robustness:
+        why = "turned off (--checks.strength-images 0)"
+        if not strength_variants(plan.config):
+            why = "not an iterative climb"
+    if plan.strength:
+        images = next(iter(plan.strength.values())).images
+        strength = StrengthCounts(
+            images=images,
+            robust=count_rows(_first_rows(plan, images), plan.config).robust,
+            one_step=_robust(plan, "one_step"),
+            twice_the_steps=_robust(plan, "twice_the_steps"),
+            five_starts=_robust(plan, "five_starts"),
+        )
+    return sanity_checks(
+        plan.counts,
+        plan.config,
+        is_stochastic=job.is_stochastic,
+        eot_samples=job.config.eot_samples,
+        strength=strength,
+        why_no_strength=why,
+    )
+
+
+def _robust(plan: _Plan, variant: str) -> int | None:
+    counts = plan.strength.get(variant)
+    return None if counts is None else counts.robust
+
+
+def _metrics(rows: list[AttackRow]) -> dict[str, float]:
+    """Numbers by "<attack>.<what>", the attack in characters that any tracker takes."""
+    metrics: dict[str, float] = {}
+    for row in rows:
+        slug = row.attack.lower().replace("&", "")
+        metrics |= {
+            f"{slug}.accuracy": row.accuracy,
+            f"{slug}.clean_accuracy": row.clean_accuracy,
+            f"{slug}.success_rate": row.success_rate,
+            f"{slug}.mean_linf": row.mean_linf,
+            f"{slug}.mean_l2": row.mean_l2,
+            f"{slug}.images_per_second": row.images_per_second,
+        }
+    return metrics
+
+
+def _describe(writer: Writer, job: _Job) -> None:
+    config = job.config
+    sections = ("data", "pool", "checks")
+    writer.log_config(
+        {
+            **{name: to_dict(getattr(config, name)) for name in sections},
+            "preset": job.preset,
+            "suite": config.suite,
+            "threat_model": config.threat_model,
+            "attacked": job.model.threat_model.attacked,
+            "split": config.split,
+            "seed": config.seed,
+            "eot_samples": config.eot_samples,
+            "checkpoint": config.checkpoint,
+            "checkpoint_digest": job.digests["cdvae"] or "",
+            "classifier": config.classifier,
+            "classifier_digest": job.digests["classifier"] or "",
+            "storage": config.storage,
+            "sets": {
+                plan.config.label.replace("&", ""): {
+                    "digest": plan.digest,
+                    "settings": plan.config.describe(),
+                }
+                for plan in job.plans
+            },
+        }
+    )
+    writer.log_dataset(
+        job.images.name,
+        job.images.digest,
+        config.data.source,
+        len(job.images),
+        job.images.num_classes,
+        config.split,
+    )
+
+
+class _Lines:
+    """How far the job has come: a line an attack, and one every so often in between."""
+
+    def __init__(self, job: _Job, tasks: Sequence[AttackTask], say: Say) -> None:
+        self._plans, self._say = job.plans, say
+        self._total, self._done = len(tasks), 0
+        self._left = [sum(task.plan == n for task in tasks) for n in range(len(job.plans))]
+        self._images_left = sum(task.stop - task.start for task in tasks)
+        self._spoke = time.monotonic()
+        # The rate counts from the first answer on: actors take seconds to start.
+        self._first: float | None = None
+        self._images = 0
+        say(f"attacking: {len(tasks)} tasks, {self._images_left:,} images")
+
+    def done(self, done: AttackDone) -> None:
+        """A task is done."""
+        now = time.monotonic()
+        images = done.task.stop - done.task.start
+        self._done += 1
+        self._images_left -= images
+        self._left[done.task.plan] -= 1
+        if self._first is None:
+            self._first = now
+        else:
+            self._images += images
+        is_last = self._left[done.task.plan] == 0
+        if not is_last and now - self._spoke < _QUIET_SECONDS:
+            return
+        self._spoke = now
+        what = self._plans[done.task.plan].config.label + (" done" if is_last else "")
+        line = f"{self._done:>{len(str(self._total))}}/{self._total}  {what:<20}"
+        if self._images:
+            rate = self._images / (now - self._first)
+            line += f"{rate:8,.0f} images/s  left {clock(self._images_left / rate)}"
+        self._say(line)
