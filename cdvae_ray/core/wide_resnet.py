@@ -63,6 +63,27 @@ class WideResNet(nn.Module):
         logits: Tensor = self.linear(features.mean(dim=(2, 3)))
         return logits
 
+    def activations(self, images: Tensor) -> dict[str, Tensor]:
+        """What `forward` computes on its way, by name and in its order; differentiable.
+
+        Returns:
+            conv1, layer1, layer2, layer3 (N, planes, height, width), layer3 before the last
+            normalisation; penultimate (N, planes), what the linear layer sees; logits (N, classes).
+        """
+        conv1: Tensor = self.conv1(images)
+        layer1: Tensor = self.layer1(conv1)
+        layer2: Tensor = self.layer2(layer1)
+        layer3: Tensor = self.layer3(layer2)
+        penultimate = F.relu(self.bn1(layer3), inplace=True).mean(dim=(2, 3))
+        return {
+            "conv1": conv1,
+            "layer1": layer1,
+            "layer2": layer2,
+            "layer3": layer3,
+            "penultimate": penultimate,
+            "logits": self.linear(penultimate),
+        }
+
 
 def _stage(
     in_planes: int, planes: int, blocks: int, *, dropout: float, stride: int

@@ -1,0 +1,1 @@
+"""Detectors of adversarial images: a high score says adversarial. Torch alone."""

@@ -1,0 +1,98 @@
+"""Features of a WideResNet, one vector an image and layer: what the detectors look at.
+
+As in Lee et al. (2018), a layer's feature is the spatial mean of its activation. All functions are
+differentiable in the images. Features describe images one by one only in eval mode.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.classifier import ImageClassifier
+from cdvae_ray.core.vae import reparameterize
+from cdvae_ray.core.wide_resnet import WideResNet
+from cdvae_ray.errors import DataError
+
+POOLED_LAYERS = ("conv1", "layer1", "layer2", "layer3")
+"""Layers whose spatial mean is a feature; layer3 is taken before the last normalisation."""
+FEATURE_NAMES = (*POOLED_LAYERS, "penultimate", "logits")
+"""All features by name, in the order in which the network computes them."""
+
+
+def layer_features(wide_resnet: WideResNet, normalized_images: Tensor) -> dict[str, Tensor]:
+    """f_l = mean over height and width of the activation of layer l.
+
+    Args:
+        wide_resnet: any WideResNet; in eval mode an image's features depend on it alone.
+        normalized_images: float, (N, 3, H, W), in the network's own units.
+
+    Returns:
+        `FEATURE_NAMES` in their order, each (N, d_l); penultimate is normalised, rectified and
+        pooled, which is what the linear layer sees.
+
+    Raises:
+        DataError: the images are not floating point of shape (N, 3, H, W).
+    """
+    _check_images(normalized_images)
+    activations = wide_resnet.activations(normalized_images)
+    pooled = {name: activations[name].mean(dim=(2, 3)) for name in POOLED_LAYERS}
+    return {name: pooled.get(name, activations[name]) for name in FEATURE_NAMES}
+
+
+def features_of_essential(
+    cdvae: CDVAE, images: Tensor, noise: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Features of D on R(x) = x - G(x) inside a CD-VAE; the logits are those of `cdvae(images)`.
+
+    Args:
+        cdvae: the model, in the mode it is in.
+        images: float, (N, 3, S, S), in [0, 1].
+        noise: the N(0, I) of the reparameterisation, (N, Z), as in `CDVAE.forward`.
+
+    Returns:
+        As `layer_features`.
+
+    Raises:
+        DataError: the images are not floating point of shape (N, 3, S, S).
+    """
+    _check_images(images, cdvae.image_size)
+    normalized = (images - cdvae.pixel_mean) / cdvae.pixel_std
+    posterior = cdvae.generator.encode(normalized)
+    if noise is None and (cdvae.training or cdvae.config.evaluation_latent == "sample"):
+        noise = torch.randn_like(posterior.mean)
+    latents = posterior.mean if noise is None else reparameterize(posterior, noise)
+    return layer_features(cdvae.classifier, normalized - cdvae.generator.decode(latents))
+
+
+def features_of_classifier(classifier: ImageClassifier, inputs: Tensor) -> dict[str, Tensor]:
+    """Features of a plain classifier on x, G(x) or R(x).
+
+    Args:
+        classifier: the model, in the mode it is in.
+        inputs: float, (N, 3, S, S), in pixel units: what `classifier_input` makes of images.
+
+    Returns:
+        As `layer_features`.
+
+    Raises:
+        DataError: the inputs are not floating point of shape (N, 3, S, S).
+    """
+    _check_images(inputs, classifier.image_size)
+    normalized = (inputs - classifier.pixel_mean) / classifier.pixel_std
+    return layer_features(classifier.network, normalized)
+
+
+def _check_images(images: Tensor, image_size: int | None = None) -> None:
+    size = ("H", "W") if image_size is None else (image_size, image_size)
+    right_shape = images.dim() == 4 and images.shape[1] == 3
+    if image_size is not None:
+        right_shape = right_shape and tuple(images.shape[2:]) == size
+    if not right_shape or not images.is_floating_point():
+        raise DataError(
+            "images to take features of",
+            got=f"{images.dtype} of shape {tuple(images.shape)}",
+            expected=f"floating point of shape (N, 3, {size[0]}, {size[1]})",
+            remedy="divide uint8 images by 255 and resize them to the model's size",
+        )
