@@ -1,6 +1,6 @@
 """Cost of the attacks: ours and those of public libraries, against a bare loop of gradients.
 
-python benchmarks/attacks.py [--rounds N] [--threads N] [--batch N]
+python benchmarks/attacks.py [--rounds N] [--threads N] [--batch N] [--networks NAME ...]
 
 The bare loop takes as many steps as the attack, each a forward and a gradient with respect to the
 images alone. Every number is a ratio of measurements that were interleaved in this run; medians
@@ -14,6 +14,7 @@ import copy
 import functools
 import importlib
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -33,6 +34,7 @@ from torch import Tensor, nn
 
 from cdvae_ray import attacks
 from cdvae_ray.core.wide_resnet import WideResNet
+from cdvae_ray.runtime.cluster import CPU_WORKER_ENVIRONMENT
 
 with warnings.catch_warnings():
     # foolbox 3.3.4 imports from a namespace that SciPy has renamed.
@@ -67,7 +69,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--networks", nargs="*", choices=tuple(NETWORKS), default=["WRN-10-1"])
     arguments = parser.parse_args()
+    keep_freed_memory()
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {
         "what": "seconds of an attack / seconds of a bare loop of as many forwards and input "
@@ -76,12 +80,20 @@ def main() -> None:
         "threads": arguments.threads,
         "batch": arguments.batch,
     }
-    for name, (depth, widen_factor) in NETWORKS.items():
+    for name in arguments.networks:
+        depth, widen_factor = NETWORKS[name]
         torch.manual_seed(0)
         model = Classifier(depth, widen_factor).eval()
         results[name] = compare(name, model, arguments.batch, arguments.rounds)
     path = write_record("attacks", results)
     print(f"record: {path.relative_to(ROOT)}")
+
+
+def keep_freed_memory() -> None:
+    """Starts again with a worker's allocator settings: page faults would drown what is compared."""
+    if any(os.environ.get(name) != value for name, value in CPU_WORKER_ENVIRONMENT.items()):
+        os.environ.update(CPU_WORKER_ENVIRONMENT)
+        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def compare(

@@ -31,7 +31,6 @@ def pixel_norm(perturbation: Tensor, norm: Norm) -> Tensor:
 def project(points: Tensor, images: Tensor, *, norm: Norm, epsilon: float) -> Tensor:
     """The points of ball and box nearest to `points` (L2: first the ball, then the box)."""
     if norm == "linf":
-        # min and max of tensors, not of images +- epsilon clamped: one pass less.
         return torch.clamp(points, images - epsilon, images + epsilon).clamp_(0, 1)
     perturbation = points - images
     length = per_image(pixel_norm(perturbation, "l2"), points)

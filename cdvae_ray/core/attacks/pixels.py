@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -54,11 +55,21 @@ class PixelSearch:
         if self.sign_of_zero:
             direction = torch.where(gradient == 0, float(self.sign_of_zero), direction)
         moved = torch.add(points, direction, alpha=self.step_size)
+        if self.norm == "linf":
+            low, high = self._bounds
+            return torch.clamp_(moved, low, high)
         return project(moved, self.images, norm=self.norm, epsilon=self.epsilon)
 
     def select(self, rows: Tensor) -> PixelSearch:
         """The search for some of the images."""
         return replace(self, images=self.images[rows])
+
+    @functools.cached_property
+    def _bounds(self) -> tuple[Tensor, Tensor]:
+        """Ball and box in one, made once and not at every step."""
+        return (self.images - self.epsilon).clamp_(min=0), (self.images + self.epsilon).clamp_(
+            max=1
+        )
 
 
 def climb_pixels(

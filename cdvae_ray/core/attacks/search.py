@@ -6,6 +6,7 @@ and what it may not leave (a `Search`); `maximize` evaluates, remembers, and dro
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import torch
@@ -16,6 +17,10 @@ from cdvae_ray.core.attacks.eot import Eot, log_mean_probability
 from cdvae_ray.core.attacks.inputs import Classify, check_logits
 from cdvae_ray.core.attacks.losses import Loss
 from cdvae_ray.core.attacks.outcome import Goal, Keep
+
+Rows = Tensor | slice
+_EVERY: Rows = slice(None)
+"""All images: a slice, so that reading them copies nothing."""
 
 
 class Search(Protocol):
@@ -82,7 +87,7 @@ def maximize(
         DataError: the classifier does not answer with logits, or a label is none of its classes.
     """
     book = _Book(start)
-    points, rows = start, torch.arange(len(start), device=start.device)
+    points, rows = start, _EVERY
     for _ in range(num_steps):
         seen = look(classify, search, points, goal, loss=loss, need_gradient=True)
         if keep == "best":
@@ -92,7 +97,7 @@ def maximize(
             stay = (~seen.reached).nonzero().squeeze(1)
             if len(stay) == 0:
                 return book.close()
-            points, rows = points[stay], rows[stay]
+            points, rows = points[stay], stay if isinstance(rows, slice) else rows[stay]
             search, goal = search.select(stay), goal.select(stay)
     seen = look(classify, search, points, goal, loss=loss, need_gradient=False)
     if keep == "best":
@@ -162,7 +167,7 @@ class _Book:
         self.loss = torch.full((count,), -torch.inf, dtype=start.dtype, device=device)
         self.zero, self.nonfinite = self.reached.clone(), self.reached.clone()
 
-    def keep(self, rows: Tensor, points: Tensor, seen: Look) -> None:
+    def keep(self, rows: Rows, points: Tensor, seen: Look) -> None:
         """Takes what was seen."""
         self.points[rows], self.reached[rows], self.loss[rows] = (
             points,
@@ -170,7 +175,7 @@ class _Book:
             seen.loss.to(self.loss.dtype),
         )
 
-    def keep_better(self, rows: Tensor, points: Tensor, seen: Look) -> None:
+    def keep_better(self, rows: Rows, points: Tensor, seen: Look) -> None:
         """Takes what fools where nothing did yet, and what has the higher loss among equals."""
         reached, loss = self.reached[rows], self.loss[rows]
         better = (seen.reached & ~reached) | ((seen.reached == reached) & (seen.loss > loss))
@@ -178,14 +183,15 @@ class _Book:
         self.reached[rows] = reached | seen.reached
         self.loss[rows] = torch.where(better, seen.loss.to(loss.dtype), loss)
 
-    def usable_gradient(self, rows: Tensor, seen: Look) -> Tensor:
+    def usable_gradient(self, rows: Rows, seen: Look) -> Tensor:
         """The gradient with zeros for an image where it is not finite; notes such and zero ones."""
         assert seen.gradient is not None
-        flat = seen.gradient.flatten(1)
-        largest = flat.abs().amax(dim=1)  # NaN wherever one is
-        finite = torch.isfinite(largest)
+        largest = torch.linalg.vector_norm(seen.gradient.flatten(1), math.inf, dim=1)
+        finite = torch.isfinite(largest)  # NaN wherever one is
         self.zero[rows] |= (largest == 0) & ~seen.reached
         self.nonfinite[rows] |= ~finite
+        if bool(finite.all()):
+            return seen.gradient
         return torch.where(per_image(finite, seen.gradient), seen.gradient, 0.0)
 
     def close(self) -> Found:
