@@ -3,11 +3,6 @@
 All of it is found before a cluster is started, so these tests start none.
 """
 
-import runpy
-import signal
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -22,18 +17,7 @@ from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.state import TrainState
 
-ROOT = Path(__file__).parents[2]
 DIGITS = tuple(str(digit) for digit in range(10))
-
-
-def attack(monkeypatch, folder, *arguments):
-    """Runs the script in this process, which spares an import of PyTorch a case: its exit code."""
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["attack.py", *map(str, arguments)])
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "jobs/attack.py"), run_name="__main__")
-    return stopped.value.code
 
 
 @pytest.fixture(scope="module")
@@ -107,15 +91,15 @@ def checkpoints(tmp_path_factory):
     ],
 )
 def test_bad_input_is_one_line_and_nothing_is_written(
-    checkpoints, tmp_path, monkeypatch, capsys, arguments, complaint
+    checkpoints, run_script, tmp_path, arguments, complaint
 ):
     filled = [
         str(argument).format(**checkpoints) if argument.startswith("{") else argument
         for argument in arguments
     ]
-    assert attack(monkeypatch, tmp_path, *filled) == 1
-    errors = capsys.readouterr().err
-    assert len(errors.splitlines()) == 1, errors
-    assert errors.startswith("error: ")
-    assert complaint in errors
+    done = run_script("attack", tmp_path, *filled)
+    assert done.returncode == 1, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert complaint in done.stderr
     assert list(tmp_path.iterdir()) == []

@@ -4,25 +4,12 @@ All of it is found before a cluster is started, so these tests start none.
 """
 
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).parents[2]
-
-
-def train(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs/train.py"), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+from .conftest import ROOT
 
 
 def png(size=16):
@@ -87,10 +74,10 @@ def from_folder(path):
         "no Parquet",
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, complaint):
+def test_bad_input_is_one_line_and_writes_nothing(run_script, tmp_path, arguments, complaint):
     given = arguments(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    done = train(tmp_path, *given)
+    done = run_script("train", tmp_path, *given)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 1, done.stderr
     assert len(lines) == 1, done.stderr
@@ -101,14 +88,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, complaint
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_the_help_lists_presets_and_every_flag():
-    done = train(ROOT, "--help")
+def test_the_help_lists_presets_and_every_flag(run_script):
+    done = run_script("train", ROOT, "--help")
     assert done.returncode == 0
     for word in ("quickstart", "cifar10-released", "--objective.gamma", "--summary", "--storage"):
         assert word in done.stdout
 
 
-def test_an_unknown_flag_is_refused(tmp_path):
-    done = train(tmp_path, "smoke", "--objective.gama", "1")
+def test_an_unknown_flag_is_refused(run_script, tmp_path):
+    done = run_script("train", tmp_path, "smoke", "--objective.gama", "1")
     assert done.returncode == 2
     assert "--objective.gama" in done.stdout + done.stderr

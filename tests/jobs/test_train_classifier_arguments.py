@@ -3,10 +3,6 @@
 All of it is found before a cluster is started, so these tests start none.
 """
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -19,18 +15,9 @@ from cdvae_ray.training.cdvae_task import CdvaeTask
 from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.state import TrainState
 
-ROOT = Path(__file__).parents[2]
+from .conftest import ROOT
+
 DIGITS = tuple("0123456789")
-
-
-def train_classifier(folder, *arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "jobs/train_classifier.py"), *map(str, arguments)],
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
 
 
 def cdvae_at(folder, *, image_size=16, class_names=DIGITS):
@@ -93,10 +80,10 @@ def behind(cdvae):
         "batch not divisible",
     ],
 )
-def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, complaint):
+def test_bad_input_is_one_line_and_writes_nothing(run_script, tmp_path, arguments, complaint):
     given = arguments(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    done = train_classifier(tmp_path, *given)
+    done = run_script("train_classifier", tmp_path, *given)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 1, done.stderr
     assert len(lines) == 1, done.stderr
@@ -107,14 +94,14 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, arguments, complaint
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_an_unknown_input_is_refused(tmp_path):
-    done = train_classifier(tmp_path, "smoke", "--input", "essential")
+def test_an_unknown_input_is_refused(run_script, tmp_path):
+    done = run_script("train_classifier", tmp_path, "smoke", "--input", "essential")
     assert done.returncode == 2
     assert "class_essential" in done.stdout + done.stderr
 
 
-def test_the_help_lists_presets_and_every_flag():
-    done = train_classifier(ROOT, "--help")
+def test_the_help_lists_presets_and_every_flag(run_script):
+    done = run_script("train_classifier", ROOT, "--help")
     assert done.returncode == 0
     for word in ("quickstart", "cifar10-small", "--input", "--cdvae", "--model.depth", "--summary"):
         assert word in done.stdout
