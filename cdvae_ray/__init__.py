@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cdvae_ray import attacks
+    from cdvae_ray import attacks, detectors
     from cdvae_ray.core.cdvae import CDVAE, Decomposition
     from cdvae_ray.core.classifier import ImageClassifier
     from cdvae_ray.core.released import load_released_checkpoint
@@ -20,6 +20,7 @@ __all__ = [
     "Decomposition",
     "ImageClassifier",
     "attacks",
+    "detectors",
     "load",
     "load_adversarial_set",
     "load_classifier",
@@ -40,8 +41,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "attacks":
-        return importlib.import_module("cdvae_ray.attacks")
+    if name in ("attacks", "detectors"):
+        return importlib.import_module(f"cdvae_ray.{name}")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

@@ -27,6 +27,7 @@ def test_importing_the_package_pulls_in_neither_ray_nor_mlflow_nor_torch():
         "import sys, cdvae_ray\n"
         "print([name for name in ('ray', 'mlflow', 'torch') if name in sys.modules])\n"
         "cdvae_ray.CDVAE, cdvae_ray.load, cdvae_ray.load_released_checkpoint\n"
+        "cdvae_ray.attacks.pgd, cdvae_ray.detectors.fit_lid, cdvae_ray.load_adversarial_set\n"
         "print([name for name in ('ray', 'mlflow') if name in sys.modules])"
     )
     assert done.stdout.splitlines() == ["[]", "[]"], done.stderr
@@ -40,7 +41,7 @@ def test_the_core_runs_where_only_torch_is(tmp_path):
         "from cdvae_ray.config.objective import ObjectiveConfig\n"
         "from cdvae_ray.core.objective import cdvae_loss\n"
         "import cdvae_ray.core.augment, cdvae_ray.core.mixup, cdvae_ray.core.released\n"
-        "import cdvae_ray.core.attacks.pgd, cdvae_ray.core.sync_batch_norm\n"
+        "import cdvae_ray.attacks, cdvae_ray.detectors, cdvae_ray.core.sync_batch_norm\n"
         "config = ModelConfig(vae_width=4, latent_size=8, classifier_depth=10,\n"
         "                     classifier_widen_factor=1)\n"
         "model = CDVAE(config, image_size=16, class_names=('a', 'b'))\n"
