@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from cdvae_ray.config.checks import above, at_least, require
-from cdvae_ray.config.model import Triple
+from cdvae_ray.config.checks import above
+from cdvae_ray.config.model import Triple, check_wide_resnet
 
 InputKind = Literal["images", "class_redundant", "class_essential"]
 """What a classifier is shown: x, G(x) or R(x) = x - G(x)."""
@@ -30,20 +30,8 @@ class ClassifierConfig:
     """Standard deviation of each channel, > 0: the model divides its input by it."""
 
     def __post_init__(self) -> None:
-        require(
-            self.depth >= 10 and (self.depth - 4) % 6 == 0,
-            "model.depth",
-            got=self.depth,
-            expected="6 n + 4 with n >= 1",
-            remedy="choose 10, 16, 22, 28, ...",
-        )
-        at_least("model.widen_factor", self.widen_factor, 1)
-        require(
-            0.0 <= self.dropout < 1.0,
-            "model.dropout",
-            got=self.dropout,
-            expected="a number in [0, 1)",
-            remedy="set --model.dropout to such a number",
+        check_wide_resnet(
+            "model.", depth=self.depth, widen_factor=self.widen_factor, dropout=self.dropout
         )
         for std in self.pixel_std:
             above("model.pixel_std", std, 0.0)

@@ -41,20 +41,30 @@ class ModelConfig:
             remedy="set --model.vae-width to such a number",
         )
         at_least("model.latent_size", self.latent_size, 1)
-        require(
-            self.classifier_depth >= 10 and (self.classifier_depth - 4) % 6 == 0,
-            "model.classifier_depth",
-            got=self.classifier_depth,
-            expected="6 n + 4 with n >= 1",
-            remedy="choose 10, 16, 22, 28, ...",
-        )
-        at_least("model.classifier_widen_factor", self.classifier_widen_factor, 1)
-        require(
-            0.0 <= self.classifier_dropout < 1.0,
-            "model.classifier_dropout",
-            got=self.classifier_dropout,
-            expected="a number in [0, 1)",
-            remedy="set --model.classifier-dropout to such a number",
+        check_wide_resnet(
+            "model.classifier_",
+            depth=self.classifier_depth,
+            widen_factor=self.classifier_widen_factor,
+            dropout=self.classifier_dropout,
         )
         for std in self.pixel_std:
             above("model.pixel_std", std, 0.0)
+
+
+def check_wide_resnet(prefix: str, *, depth: int, widen_factor: int, dropout: float) -> None:
+    """Requires settings that a WideResNet can have; the prefix makes their names in messages."""
+    require(
+        depth >= 10 and (depth - 4) % 6 == 0,
+        f"{prefix}depth",
+        got=depth,
+        expected="6 n + 4 with n >= 1",
+        remedy="choose 10, 16, 22, 28, ...",
+    )
+    at_least(f"{prefix}widen_factor", widen_factor, 1)
+    require(
+        0.0 <= dropout < 1.0,
+        f"{prefix}dropout",
+        got=dropout,
+        expected="a number in [0, 1)",
+        remedy=f"set --{prefix.replace('_', '-')}dropout to such a number",
+    )
