@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from record import spread, write_record
-from scipy.spatial.distance import cdist
+from scipy.spatial.distance import cdist  # type: ignore[import-untyped]
 from sklearn.covariance import EmpiricalCovariance
 from sklearn.neighbors import KernelDensity, NearestNeighbors
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from cdvae_ray import detectors
@@ -211,7 +211,7 @@ def literal_lid(queries: Any, clean: Any, num_neighbours: int) -> Any:
         k = min(num_neighbours, len(batch) - 1)
         distances = cdist(queries[start : start + BATCH], batch)
         closest = np.apply_along_axis(np.sort, axis=1, arr=distances)[:, 1 : k + 1]
-        parts.append(np.apply_along_axis(lambda r, k=k: -k / np.sum(np.log(r / r[-1])), 1, closest))
+        parts.append(np.apply_along_axis(lambda r, k=k: -k / np.sum(np.log(r / r[-1])), 1, closest))  # type: ignore[call-overload]
     return np.concatenate(parts)
 
 
@@ -227,7 +227,7 @@ def mahalanobis_row(scale: float) -> Row:
 
     def literal() -> object:
         scores = []
-        for rows in asked.split(BATCH):
+        for rows in asked.split(BATCH):  # type: ignore[no-untyped-call]
             terms = []
             for mean in means:
                 centred = rows - mean
