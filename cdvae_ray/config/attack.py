@@ -37,6 +37,12 @@ TAKES: dict[AttackKind, tuple[str, ...]] = {
     "auto_attack": ("epsilon", "norm", "version"),
 }
 """The settings that each attack takes; the others must be left at None."""
+_OTHER_MEASURES: dict[AttackKind, str] = {
+    "stadv": "flow, grid units",
+    "recolor": "color shift, grid units",
+    "jpeg": "DCT coefficients, quantisation steps",
+}
+"""Of the attacks that no norm ball in pixel space bounds."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,13 +126,9 @@ class AttackConfig:
     @property
     def measure(self) -> str:
         """What epsilon and the perturbation's norm are measured in."""
-        if self.attack in ("stadv", "recolor", "jpeg"):
-            return {
-                "stadv": "flow, grid units",
-                "recolor": "color shift, grid units",
-                "jpeg": "DCT coefficients, quantisation steps",
-            }[self.attack]
-        return "L2, pixels" if self.ball == "l2" else "L-inf, pixels"
+        if self.ball is not None:
+            return "L2, pixels" if self.ball == "l2" else "L-inf, pixels"
+        return _OTHER_MEASURES[self.attack]
 
     @property
     def ball(self) -> Literal["linf", "l2"] | None:
@@ -135,7 +137,7 @@ class AttackConfig:
             return "linf"
         if self.attack == "carlini_wagner_l2":
             return "l2"
-        if self.attack in ("stadv", "recolor", "jpeg"):
+        if self.attack in _OTHER_MEASURES:
             return None
         return self.norm or "linf"
 

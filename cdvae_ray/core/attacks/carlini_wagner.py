@@ -196,6 +196,7 @@ def _descend(
             goal,
             loss=functools.partial(_classifier_term, search.constants, confidence),
             need_gradient=True,
+            check_labels=False,
         )
         assert seen.gradient is not None
         # The loss is zero where the margin is at least the confidence, which may itself be zero.

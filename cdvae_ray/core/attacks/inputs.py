@@ -116,13 +116,13 @@ def check_keep(keep: str, drop_fooled: bool | None) -> bool:
     return keep == "best" if drop_fooled is None else drop_fooled
 
 
-def check_logits(logits: Tensor, labels: Tensor) -> None:
-    """Raises DataError unless logits are (N, classes) and every label is one of the classes."""
-    if logits.dim() != 2 or len(logits) != len(labels) or logits.shape[1] < 2:
+def check_logits(logits: Tensor, count: int) -> None:
+    """Raises DataError unless these are logits (count, classes)."""
+    if logits.dim() != 2 or len(logits) != count or logits.shape[1] < 2:
         raise DataError(
             "the classifier's answer",
             got=f"shape {tuple(logits.shape)}",
-            expected=f"logits of shape ({len(labels)}, classes) with 2 classes or more",
+            expected=f"logits of shape ({count}, classes) with 2 classes or more",
             remedy="pass a function from images to logits",
         )
     if not logits.is_floating_point():
@@ -132,12 +132,16 @@ def check_logits(logits: Tensor, labels: Tensor) -> None:
             expected="floating-point logits",
             remedy="pass a function from images to logits, not to predictions",
         )
+
+
+def check_classes(labels: Tensor, num_classes: int) -> None:
+    """Raises DataError unless every label is one of the classifier's classes."""
     low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= logits.shape[1]:
+    if low < 0 or high >= num_classes:
         raise DataError(
             "labels",
             got=f"values in [{low}, {high}]",
-            expected=f"classes in [0, {logits.shape[1]})",
+            expected=f"classes in [0, {num_classes})",
             remedy="use the labels of the classifier's own classes",
         )
 

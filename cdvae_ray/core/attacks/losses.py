@@ -40,16 +40,3 @@ def margin(logits: Tensor, goal: Goal, *, confidence: float = math.inf) -> Tenso
     others = logits.scatter(1, goal.labels[:, None], -torch.inf).amax(dim=1)
     difference = own - others if goal.targeted else others - own
     return difference if math.isinf(confidence) else difference.clamp(max=confidence)
-
-
-def logits_ratio(logits: Tensor, goal: Goal) -> Tensor:
-    """(max_{k != y} z_k - z_y) / (z_(1) - z_(3)): DLR of Croce and Hein (2020), Eq. (6).
-
-    Invariant to shift and scale of the logits. z_(i) is the i-th largest; with a target, t takes
-    the place of the margin as in `margin`. With two classes the denominator is z_(1) - z_(2).
-
-    Returns:
-        (N,).
-    """
-    top = logits.topk(min(3, logits.shape[1]), dim=1).values
-    return margin(logits, goal) / (top[:, 0] - top[:, -1] + 1e-12)

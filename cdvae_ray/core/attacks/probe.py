@@ -45,7 +45,7 @@ def is_stochastic(
     with attacking(classify, 0, given.images.device), torch.no_grad():
         for _ in range(num_forwards):
             logits = classify(given.images)
-            check_logits(logits, any_class)
+            check_logits(logits, len(images))
             if not bool(torch.isfinite(logits).all()):
                 raise DataError(
                     "the classifier's answer",

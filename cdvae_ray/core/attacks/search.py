@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cdvae_ray.core.attacks.balls import per_image
 from cdvae_ray.core.attacks.eot import Eot, log_mean_probability
-from cdvae_ray.core.attacks.inputs import Classify, check_logits
+from cdvae_ray.core.attacks.inputs import Classify, check_classes, check_logits
 from cdvae_ray.core.attacks.losses import Loss
 from cdvae_ray.core.attacks.outcome import Goal, Keep
 
@@ -88,8 +88,10 @@ def maximize(
     """
     book = _Book(start)
     points, rows = start, _EVERY
-    for _ in range(num_steps):
-        seen = look(classify, search, points, goal, loss=loss, need_gradient=True)
+    for step in range(num_steps):
+        seen = look(
+            classify, search, points, goal, loss=loss, need_gradient=True, check_labels=step == 0
+        )
         if keep == "best":
             book.keep_better(rows, points, seen)
         points = search.advance(points, book.usable_gradient(rows, seen))
@@ -99,7 +101,7 @@ def maximize(
                 return book.close()
             points, rows = points[stay], stay if isinstance(rows, slice) else rows[stay]
             search, goal = search.select(stay), goal.select(stay)
-    seen = look(classify, search, points, goal, loss=loss, need_gradient=False)
+    seen = look(classify, search, points, goal, loss=loss, need_gradient=False, check_labels=False)
     if keep == "best":
         book.keep_better(rows, points, seen)
     else:
@@ -115,8 +117,13 @@ def look(
     *,
     loss: Loss,
     need_gradient: bool,
+    check_labels: bool = True,
 ) -> Look:
-    """Evaluates points; under `eot` the loss and its gradient are means over draws."""
+    """Evaluates points; under `eot` the loss and its gradient are means over draws.
+
+    check_labels: compare the labels with the classes, which waits for the device; once an attack
+    is enough.
+    """
     draws = classify.num_samples if isinstance(classify, Eot) else 1
     ask = classify.draw if isinstance(classify, Eot) else classify
     answers: list[Tensor] = []
@@ -127,7 +134,9 @@ def look(
             variable = points.detach().requires_grad_(need_gradient)
             logits = ask(search.render(variable))
             if not answers:
-                check_logits(logits, goal.labels)
+                check_logits(logits, len(goal.labels))
+                if check_labels:
+                    check_classes(goal.labels, logits.shape[1])
             values = loss(logits, goal)
             answers.append(logits.detach())
             losses.append(values.detach())
@@ -190,8 +199,6 @@ class _Book:
         finite = torch.isfinite(largest)  # NaN wherever one is
         self.zero[rows] |= (largest == 0) & ~seen.reached
         self.nonfinite[rows] |= ~finite
-        if bool(finite.all()):
-            return seen.gradient
         return torch.where(per_image(finite, seen.gradient), seen.gradient, 0.0)
 
     def close(self) -> Found:
