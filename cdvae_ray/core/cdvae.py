@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from cdvae_ray.config.model import ModelConfig
+from cdvae_ray.core.inputs import register_pixel_units, require_dataset, require_images
 from cdvae_ray.core.vae import ConvVae, reparameterize
 from cdvae_ray.core.wide_resnet import WideResNet
-from cdvae_ray.errors import ConfigError, DataError
 
 
 class CdvaeOutput(NamedTuple):
@@ -64,20 +64,7 @@ class CDVAE(nn.Module):
         self, config: ModelConfig, *, image_size: int, class_names: tuple[str, ...]
     ) -> None:
         super().__init__()
-        if image_size < 8 or image_size % 4:
-            raise ConfigError(
-                "image_size",
-                got=image_size,
-                expected="a multiple of 4, at least 8",
-                remedy="resize the images to 16, 32 or 64",
-            )
-        if len(class_names) < 2:
-            raise ConfigError(
-                "class_names",
-                got=f"{len(class_names)} classes",
-                expected="at least 2",
-                remedy="train on a dataset of several classes",
-            )
+        require_dataset(image_size, class_names)
         self.config = config
         self.image_size = image_size
         self.class_names = class_names
@@ -90,14 +77,7 @@ class CDVAE(nn.Module):
             num_classes=len(class_names),
             dropout=config.classifier_dropout,
         )
-        # Settings, not weights: they come back from the config, so no checkpoint holds them.
-        shape = (1, 3, 1, 1)
-        self.register_buffer(
-            "pixel_mean", torch.tensor(config.pixel_mean).view(shape), persistent=False
-        )
-        self.register_buffer(
-            "pixel_std", torch.tensor(config.pixel_std).view(shape), persistent=False
-        )
+        register_pixel_units(self, config.pixel_mean, config.pixel_std)
 
     def forward(self, images: Tensor, noise: Tensor | None = None) -> CdvaeOutput:
         """All terms of Eqs. (1)-(3) for images (N, 3, S, S) in [0, 1].
@@ -132,7 +112,7 @@ class CDVAE(nn.Module):
         Raises:
             DataError: the images do not have the model's shape.
         """
-        self._check(images)
+        require_images(images, self.image_size, what="images", units="[0, 1]")
         output: CdvaeOutput = self(images)
         class_redundant = output.reconstruction * self.pixel_std + self.pixel_mean
         return Decomposition(
@@ -147,23 +127,6 @@ class CDVAE(nn.Module):
         """D(R(x)) through the whole CD-VAE: images in [0, 1] to logits (N, classes)."""
         logits: Tensor = self(images).logits
         return logits
-
-    def _check(self, images: Tensor) -> None:
-        expected = (3, self.image_size, self.image_size)
-        if images.dim() != 4 or tuple(images.shape[1:]) != expected:
-            raise DataError(
-                "images",
-                got=f"shape {tuple(images.shape)}",
-                expected=f"(N, {', '.join(map(str, expected))})",
-                remedy="resize them or load a model of their size",
-            )
-        if not images.is_floating_point():
-            raise DataError(
-                "images",
-                got=str(images.dtype),
-                expected="floating point in [0, 1]",
-                remedy="divide uint8 images by 255",
-            )
 
 
 def build_cdvae(

@@ -7,9 +7,10 @@ from torch import Tensor, nn
 
 from cdvae_ray.config.classifier import ClassifierConfig, InputKind
 from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.inputs import register_pixel_units, require_dataset, require_images
 from cdvae_ray.core.vae import reparameterize
 from cdvae_ray.core.wide_resnet import WideResNet
-from cdvae_ray.errors import ConfigError, DataError
+from cdvae_ray.errors import ConfigError
 
 
 class ImageClassifier(nn.Module):
@@ -43,20 +44,7 @@ class ImageClassifier(nn.Module):
         cdvae_digest: str | None = None,
     ) -> None:
         super().__init__()
-        if image_size < 8 or image_size % 4:
-            raise ConfigError(
-                "image_size",
-                got=image_size,
-                expected="a multiple of 4, at least 8",
-                remedy="resize the images to 16, 32 or 64",
-            )
-        if len(class_names) < 2:
-            raise ConfigError(
-                "class_names",
-                got=f"{len(class_names)} classes",
-                expected="at least 2",
-                remedy="train on a dataset of several classes",
-            )
+        require_dataset(image_size, class_names)
         self.config = config
         self.input_kind: InputKind = input_kind
         self.image_size = image_size
@@ -69,12 +57,7 @@ class ImageClassifier(nn.Module):
             dropout=config.dropout,
         )
         mean = (0.0, 0.0, 0.0) if input_kind == "class_essential" else config.pixel_mean
-        # Settings, not weights: they come back from the config, so no checkpoint holds them.
-        shape = (1, 3, 1, 1)
-        self.register_buffer("pixel_mean", torch.tensor(mean).view(shape), persistent=False)
-        self.register_buffer(
-            "pixel_std", torch.tensor(config.pixel_std).view(shape), persistent=False
-        )
+        register_pixel_units(self, mean, config.pixel_std)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (N, classes) for inputs in pixel units.
@@ -86,21 +69,9 @@ class ImageClassifier(nn.Module):
         Raises:
             DataError: the inputs are not floating point of that shape.
         """
-        expected = (3, self.image_size, self.image_size)
-        if inputs.dim() != 4 or tuple(inputs.shape[1:]) != expected:
-            raise DataError(
-                "inputs of the classifier",
-                got=f"shape {tuple(inputs.shape)}",
-                expected=f"(N, {', '.join(map(str, expected))})",
-                remedy="resize them or load a model of their size",
-            )
-        if not inputs.is_floating_point():
-            raise DataError(
-                "inputs of the classifier",
-                got=str(inputs.dtype),
-                expected="floating point in pixel units",
-                remedy="divide uint8 images by 255",
-            )
+        require_images(
+            inputs, self.image_size, what="inputs of the classifier", units="pixel units"
+        )
         logits: Tensor = self.network((inputs - self.pixel_mean) / self.pixel_std)
         return logits
 
