@@ -9,11 +9,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import tyro
 
 from cdvae_ray.errors import CdvaeError
+from cdvae_ray.evaluation.results import table_text
+
+if TYPE_CHECKING:
+    from cdvae_ray.runtime.training_job import TrainOutcome
 
 Config = TypeVar("Config")
 
@@ -72,6 +76,33 @@ def write_summary(
     aside = path.with_name(f".partial-{path.name}-{os.getpid()}")
     aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
     aside.replace(path)
+
+
+def conclude_training(
+    outcome: TrainOutcome, *, job: str, stored: str, summary: Path | None
+) -> None:
+    """Prints what training came to, and writes the summary if one is asked for.
+
+    Args:
+        outcome: of the job.
+        job: its name in the summary.
+        stored: what lies in the folder of results.
+        summary: where the summary goes.
+    """
+    say("")
+    say(table_text(outcome.table))
+    say(f"\n  {stored}: {outcome.results}\n  checkpoint: {outcome.checkpoint}")
+    if outcome.run_id:
+        say(f"  MLflow run: {outcome.run_id}  (make ui)")
+    if summary is not None:
+        write_summary(
+            summary,
+            job=job,
+            run_id=outcome.run_id,
+            checkpoint=outcome.checkpoint,
+            config_digest=outcome.config_digest,
+            metrics=outcome.metrics,
+        )
 
 
 def run_job(job: Callable[[], Any]) -> NoReturn:

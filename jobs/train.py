@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from cdvae_ray.cli import parse, run_job, say, write_summary
+from cdvae_ray.cli import conclude_training, parse, run_job, say
 from cdvae_ray.config.presets import PRESETS, preset
 from cdvae_ray.config.train_job import TrainConfig
-from cdvae_ray.evaluation.results import table_text
 
 
 def main() -> None:
@@ -24,20 +23,7 @@ def main() -> None:
     from cdvae_ray.runtime.train import train
 
     outcome = train(config, preset=name, say=say)
-    say("")
-    say(table_text(outcome.table))
-    say(f"\n  picture and numbers: {outcome.results}\n  checkpoint: {outcome.checkpoint}")
-    if outcome.run_id:
-        say(f"  MLflow run: {outcome.run_id}  (make ui)")
-    if config.summary is not None:
-        write_summary(
-            config.summary,
-            job="train",
-            run_id=outcome.run_id,
-            checkpoint=outcome.checkpoint,
-            config_digest=outcome.config_digest,
-            metrics=outcome.metrics,
-        )
+    conclude_training(outcome, job="train", stored="picture and numbers", summary=config.summary)
 
 
 if __name__ == "__main__":

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import sys
 
-from cdvae_ray.cli import parse, run_job, say, write_summary
+from cdvae_ray.cli import conclude_training, parse, run_job, say
 from cdvae_ray.config.classifier_job import ClassifierJobConfig
 from cdvae_ray.config.classifier_presets import CLASSIFIER_PRESETS, classifier_preset
-from cdvae_ray.evaluation.results import table_text
 
 
 def main() -> None:
@@ -27,20 +26,7 @@ def main() -> None:
     from cdvae_ray.runtime.train_classifier import train_classifier
 
     outcome = train_classifier(config, preset=name, say=say)
-    say("")
-    say(table_text(outcome.table))
-    say(f"\n  numbers: {outcome.results}\n  checkpoint: {outcome.checkpoint}")
-    if outcome.run_id:
-        say(f"  MLflow run: {outcome.run_id}  (make ui)")
-    if config.summary is not None:
-        write_summary(
-            config.summary,
-            job="train_classifier",
-            run_id=outcome.run_id,
-            checkpoint=outcome.checkpoint,
-            config_digest=outcome.config_digest,
-            metrics=outcome.metrics,
-        )
+    conclude_training(outcome, job="train_classifier", stored="numbers", summary=config.summary)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import ray
 import ray.data
@@ -56,7 +56,7 @@ from cdvae_ray.runtime.attack_actor import (
 )
 from cdvae_ray.runtime.progress import clock
 from cdvae_ray.runtime.shared_images import share_images
-from cdvae_ray.runtime.training_job import embedded_root, tracking_address
+from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
 from cdvae_ray.storage.adversarial_set import (
     SHARDS,
     AdversarialImages,
@@ -104,12 +104,21 @@ class _Plan:
     identity: dict[str, Any]
     digest: str
     store: Store
-    shards: dict[str, range]
+    num_images: int
+    shard_size: int
     found: dict[str, ShardFacts] = dataclasses.field(default_factory=dict)
     counts: AttackCounts = dataclasses.field(default_factory=AttackCounts)
     variants: dict[str, AttackConfig] = dataclasses.field(default_factory=dict)
     strength: dict[str, AttackCounts] = dataclasses.field(default_factory=dict)
     content_digest: str = ""
+
+    @property
+    def shards(self) -> dict[str, range]:
+        """The ids in each file, in order."""
+        return {
+            shard_name(number): range(first, min(first + self.shard_size, self.num_images))
+            for number, first in enumerate(range(0, self.num_images, self.shard_size))
+        }
 
     @property
     def is_whole(self) -> bool:
@@ -166,19 +175,10 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
         run_name=job.name,
         tags={"job": "attack", "preset": preset, "config_digest": job.digest},
     )
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
-    try:
+    with ending(writer):
         _describe(writer, job)
         _attack_missing(job, say)
-        outcome = _report(job, writer)
-        status = "FINISHED"
-        return outcome
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        # KeyboardInterrupt and SystemExit (a stopped job) pass here with the status KILLED.
-        writer.close(status, timeout_seconds=30)
+        return _report(job, writer)
 
 
 def _plan(config: AttackJobConfig, preset: str, say: Say) -> _Job:
@@ -205,17 +205,14 @@ def _plan(config: AttackJobConfig, preset: str, say: Say) -> _Job:
             is_stochastic=stochastic,
         )
         digest = digest_of(identity)
-        size = config.pool.shard_size
         plans.append(
             _Plan(
                 config=each,
                 identity=identity,
                 digest=digest,
                 store=root.child(set_name(each, digest)),
-                shards={
-                    shard_name(first // size): range(first, min(first + size, len(images)))
-                    for first in range(0, len(images), size)
-                },
+                num_images=len(images),
+                shard_size=config.pool.shard_size,
             )
         )
     return _Job(
@@ -277,13 +274,9 @@ def _find_stored(job: _Job, plan: _Plan, say: Say) -> None:
     plan.store.delete_partial()
     shards.delete_partial()
     facts = stored_set_facts(plan.store)
-    if facts is not None and facts["shard_size"] != job.config.pool.shard_size:
-        # The same rows in other files: read them as they were sharded.
-        size = int(facts["shard_size"])
-        plan.shards = {
-            shard_name(first // size): range(first, min(first + size, len(job.images)))
-            for first in range(0, len(job.images), size)
-        }
+    if facts is not None:
+        # The same rows, perhaps in other files: read them as they were sharded.
+        plan.shard_size = int(facts["shard_size"])
     for foreign in set(shards.names()) - set(plan.shards):
         # Of a job that sharded otherwise: a reader of the folder would count its rows twice.
         shards.delete(foreign)
@@ -363,7 +356,7 @@ def _run(job: _Job, tasks: Sequence[AttackTask], say: Say) -> Iterator[AttackDon
     except (RayError, ray.data.exceptions.UserCodeException) as error:
         raise AttackError(
             "attack generation",
-            got=_cause(error),
+            got=cluster.deepest_cause(error),
             expected="actors that finish their shards",
             remedy="run the same command again: it makes only the shards that are missing",
         ) from error
@@ -409,11 +402,6 @@ def _planned_set(job: _Job, plan: _Plan) -> PlannedSet:
     )
 
 
-def _cause(error: Exception) -> str:
-    """The last line of the deepest error that Ray wrapped."""
-    return str(error).strip().splitlines()[-1][:300]
-
-
 def _seal(job: _Job, plan: _Plan) -> None:
     assert plan.is_whole, f"{len(plan.found)} of {len(plan.shards)} shards"
     shards = [plan.found[name] for name in plan.shards]
@@ -426,9 +414,7 @@ def _seal(job: _Job, plan: _Plan) -> None:
         "threat_model": job.config.threat_model,
         "images": len(job.images),
         "class_names": list(job.images.class_names),
-        "shard_size": max(len(ids) for ids in plan.shards.values())
-        if len(plan.shards) > 1
-        else job.config.pool.shard_size,
+        "shard_size": plan.shard_size,
         "success": plan.counts.success,
         "clean_correct": plan.counts.clean_correct,
         "robust": plan.counts.robust,

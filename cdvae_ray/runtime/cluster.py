@@ -180,6 +180,11 @@ def allocate(
         time.sleep(0.5)
 
 
+def deepest_cause(error: Exception) -> str:
+    """The last line of the deepest error that Ray wrapped."""
+    return str(error).strip().splitlines()[-1][:300]
+
+
 def worker_device(use_gpu: bool) -> torch.device:
     """Runs on every worker. The device that an actor computes on: Ray shows it its GPU alone."""
     return torch.device("cuda", 0) if use_gpu else torch.device("cpu")

@@ -17,12 +17,12 @@ from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers, evaluate_classifier_task
 from cdvae_ray.evaluation.results import TableRow, classifier_table
 from cdvae_ray.loading import checkpoint_at
+from cdvae_ray.runtime.tracked import tracking_address
 from cdvae_ray.runtime.training_job import (
     Say,
     TrainingJob,
     TrainOutcome,
     run_training,
-    tracking_address,
 )
 from cdvae_ray.training.checkpoint import cdvae_of, model_digest
 from cdvae_ray.training.classifier_task import ClassifierTask

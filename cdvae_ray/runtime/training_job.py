@@ -6,8 +6,7 @@ import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ray
 import ray.train
@@ -16,7 +15,6 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cdvae_ray.config.serialize import digest_of, to_dict
-from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.config.training_job import TrainingJobConfig
 from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.data.images import ImageSet, Splits
@@ -37,9 +35,10 @@ from cdvae_ray.runtime.mailbox import (
 )
 from cdvae_ray.runtime.progress import ProgressLines
 from cdvae_ray.runtime.shared_images import share_images
+from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
 from cdvae_ray.runtime.worker import WorkerJob, train_worker
 from cdvae_ray.storage.store import Store
-from cdvae_ray.tracking import Writer, open_writer, tracking_uri
+from cdvae_ray.tracking import Writer, open_writer
 from cdvae_ray.training.checkpoint import (
     MODEL_FILE,
     Checkpoint,
@@ -264,8 +263,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         previous_run_id=_remembered(plan),
         tags={"job": plan.job.name, "preset": plan.preset, "config_digest": plan.digest},
     )
-    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
-    try:
+    with ending(writer):
         _describe(writer, plan)
         _track_earlier_epochs(writer, plan)
         numbers = _fit(plan, writer, say)
@@ -287,28 +285,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         writer.log_table(table_columns(outcome.table), "tables/results.json")
         if picture is not None:
             writer.log_image(picture, "figures/decomposition.png")
-        status = "FINISHED"
         return outcome
-    except Exception:
-        status = "FAILED"
-        raise
-    finally:
-        # KeyboardInterrupt and SystemExit (a stopped job) pass here with the status KILLED.
-        writer.close(status, timeout_seconds=30)
-
-
-def tracking_address(tracking: TrackingConfig, storage: str) -> str:
-    """Where a job with these settings looks for MLflow, whether it writes to it or not."""
-    return tracking_uri(tracking, embedded_root(storage))
-
-
-def embedded_root(storage: str) -> Path:
-    """The folder of the embedded MLflow database.
-
-    A submitted job's working directory is a copy that Ray deletes after it: the storage stays.
-    """
-    store = Store.at(storage)
-    return Path(store.root) if cluster.is_submitted_job() and store.is_local else Path.cwd()
 
 
 def _remember(plan: _Plan, run_id: str | None) -> None:
@@ -421,7 +398,7 @@ def _fit(plan: _Plan, writer: Writer, say: Say) -> FinalNumbers:
     except (ray.train.TrainingFailedError, RayError) as error:
         raise TrainingError(
             "training",
-            got=_cause(error),
+            got=cluster.deepest_cause(error),
             expected=f"at most {config.resources.max_failures} lost workers",
             remedy="see Ray's logs in /tmp/ray/session_latest/logs/train; "
             "--resume goes on from the last checkpoint",
@@ -454,11 +431,6 @@ def _first_cause(failures: list[Failed]) -> CdvaeError:
     """The error that made the ranks stop; those that only followed say no more than that."""
     causes = [each.error for each in failures if type(each.error) is not TrainingError]
     return causes[0] if causes else failures[0].error
-
-
-def _cause(error: Exception) -> str:
-    """The last line of the deepest error that Ray wrapped."""
-    return str(error).strip().splitlines()[-1][:300]
 
 
 def _track_earlier_epochs(writer: Writer, plan: _Plan) -> None:

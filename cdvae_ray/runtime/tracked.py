@@ -1,0 +1,42 @@
+"""What every job on the driver shares in being tracked: where, and how a run ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Literal
+
+from cdvae_ray.config.tracking import TrackingConfig
+from cdvae_ray.runtime import cluster
+from cdvae_ray.storage.store import Store
+from cdvae_ray.tracking import Writer, tracking_uri
+
+
+@contextmanager
+def ending(writer: Writer) -> Iterator[None]:
+    """Runs on the driver. Ends the run as FINISHED, FAILED (an error) or KILLED (stopped)."""
+    status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
+    try:
+        yield
+        status = "FINISHED"
+    except Exception:
+        status = "FAILED"
+        raise
+    finally:
+        # KeyboardInterrupt and SystemExit (a stopped job) pass here with the status KILLED.
+        writer.close(status, timeout_seconds=30)
+
+
+def tracking_address(tracking: TrackingConfig, storage: str) -> str:
+    """Where a job with these settings looks for MLflow, whether it writes to it or not."""
+    return tracking_uri(tracking, embedded_root(storage))
+
+
+def embedded_root(storage: str) -> Path:
+    """The folder of the embedded MLflow database.
+
+    A submitted job's working directory is a copy that Ray deletes after it: the storage stays.
+    """
+    store = Store.at(storage)
+    return Path(store.root) if cluster.is_submitted_job() and store.is_local else Path.cwd()
