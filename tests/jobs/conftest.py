@@ -27,3 +27,22 @@ def run_script(monkeypatch, capsys):
         return subprocess.CompletedProcess(command, stopped.value.code, output.out, output.err)
 
     return run
+
+
+@pytest.fixture
+def refused(run_script, tmp_path):
+    """Asserts that a script refuses arguments in one line, with exit code 1, and writes nothing."""
+
+    def check(name, arguments, complaint):
+        before = sorted(tmp_path.rglob("*"))
+        done = run_script(name, tmp_path, *arguments)
+        lines = done.stderr.strip().splitlines()
+        assert done.returncode == 1, done.stderr
+        assert len(lines) == 1, done.stderr
+        assert lines[0].startswith("error: ")
+        assert complaint in lines[0]
+        for part in ("got ", ", expected ", "; "):
+            assert part in lines[0]
+        assert sorted(tmp_path.rglob("*")) == before
+
+    return check

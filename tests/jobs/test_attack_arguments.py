@@ -90,16 +90,9 @@ def checkpoints(tmp_path_factory):
         ),
     ],
 )
-def test_bad_input_is_one_line_and_nothing_is_written(
-    checkpoints, run_script, tmp_path, arguments, complaint
-):
+def test_bad_input_is_one_line_and_nothing_is_written(checkpoints, refused, arguments, complaint):
     filled = [
         str(argument).format(**checkpoints) if argument.startswith("{") else argument
         for argument in arguments
     ]
-    done = run_script("attack", tmp_path, *filled)
-    assert done.returncode == 1, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert done.stderr.startswith("error: ")
-    assert complaint in done.stderr
-    assert list(tmp_path.iterdir()) == []
+    refused("attack", filled, complaint)

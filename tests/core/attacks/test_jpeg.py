@@ -20,6 +20,8 @@ from cdvae_ray.core.attacks.outcome import AttackResult
 from cdvae_ray.core.random import image_keys, keyed_uniform
 from cdvae_ray.errors import ConfigError, DataError
 
+from .networks import fixed_network
+
 CLASSES = 5
 EPSILON = 0.5
 
@@ -40,18 +42,7 @@ def table(text: str) -> Tensor:
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A convolutional network of fixed random weights."""
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(),
-        nn.LazyLinear(CLASSES),
-    )  # fmt: skip
-    model(torch.zeros(1, 3, 16, 32))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 1.5 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.1
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model.to(dtype).eval()
+    return fixed_network(16, 32, classes=CLASSES, dtype=dtype)
 
 
 def case(count: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -19,23 +17,14 @@ from cdvae_ray.core.attacks.recolor import (
 )
 from cdvae_ray.errors import ConfigError, DataError
 
+from .networks import fixed_network
+
 CLASSES = 5
 COARSE = (4, 5, 6)
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A convolutional network of fixed random weights."""
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(),
-        nn.LazyLinear(CLASSES),
-    )  # fmt: skip
-    model(torch.zeros(1, 3, 12, 12))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 1.5 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.1
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model.to(dtype).eval()
+    return fixed_network(12, 12, classes=CLASSES, dtype=dtype)
 
 
 def case(count: int, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, Tensor, Tensor]:

@@ -16,22 +16,13 @@ from cdvae_ray.core.attacks.smoothness import total_variation
 from cdvae_ray.core.attacks.stadv import FlowSearch, identity_grid, stadv
 from cdvae_ray.errors import ConfigError
 
+from .networks import fixed_network
+
 CLASSES = 5
 
 
 def network(dtype: torch.dtype = torch.float64) -> nn.Module:
-    """A convolutional network of fixed random weights."""
-    generator = torch.Generator().manual_seed(0)
-    model = nn.Sequential(
-        nn.Conv2d(3, 8, 3, stride=2), nn.Tanh(), nn.Conv2d(8, 8, 3), nn.Tanh(), nn.Flatten(),
-        nn.LazyLinear(CLASSES),
-    )  # fmt: skip
-    model(torch.zeros(1, 3, 16, 16))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            scale = 1.5 / math.sqrt(parameter[0].numel()) if parameter.dim() > 1 else 0.1
-            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator))
-    return model.to(dtype).eval()
+    return fixed_network(16, 16, classes=CLASSES, dtype=dtype)
 
 
 def smooth_images(count: int, dtype: torch.dtype = torch.float64) -> Tensor:
