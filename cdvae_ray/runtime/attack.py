@@ -60,14 +60,13 @@ from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
 from cdvae_ray.storage.adversarial_set import (
     SHARDS,
     AdversarialImages,
-    ShardFacts,
     find_shard,
     read_shard,
     seal_set,
-    shard_name,
     stored_set_facts,
 )
 from cdvae_ray.storage.artifact import write_artifact
+from cdvae_ray.storage.shards import ShardFacts, shard_ranges
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.tracking import Writer, open_writer
 from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of, model_digest
@@ -115,10 +114,7 @@ class _Plan:
     @property
     def shards(self) -> dict[str, range]:
         """The ids in each file, in order."""
-        return {
-            shard_name(number): range(first, min(first + self.shard_size, self.num_images))
-            for number, first in enumerate(range(0, self.num_images, self.shard_size))
-        }
+        return shard_ranges(self.num_images, self.shard_size)
 
     @property
     def is_whole(self) -> bool:

@@ -18,7 +18,8 @@ from cdvae_ray.evaluation.attack_report import AttackCounts, count_rows
 from cdvae_ray.evaluation.attack_run import attack_images
 from cdvae_ray.runtime.cluster import worker_device
 from cdvae_ray.runtime.shared_images import fetch_images
-from cdvae_ray.storage.adversarial_set import SHARDS, ShardFacts, shard_bytes, shard_facts
+from cdvae_ray.storage.adversarial_set import SHARDS, shard_bytes
+from cdvae_ray.storage.shards import ShardFacts, shard_facts
 from cdvae_ray.storage.store import Store
 
 
@@ -117,7 +118,7 @@ class AttackActor:
         content = shard_bytes(rows, identity_digest=planned.identity_digest, labels=planned.labels)
         store = Store(work.filesystem, planned.root, planned.uri).child(SHARDS)
         store.write(task.shard, content)
-        return AttackDone(task, counts, shard_facts(task.shard, rows, content), None)
+        return AttackDone(task, counts, shard_facts(task.shard, rows.row_digests(), content), None)
 
 
 def encode_task(task: AttackTask) -> str:

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
 from cdvae_ray.errors import StorageError
-from cdvae_ray.storage.artifact import FORMAT_VERSION, MANIFEST, read_manifest, seal
+from cdvae_ray.storage.artifact import MANIFEST, read_manifest
+from cdvae_ray.storage.shards import (
+    ShardFacts,
+    parse_table,
+    require_content,
+    seal_shards,
+    shard_facts,
+    stored_facts,
+    table_bytes,
+    vectors,
+)
 from cdvae_ray.storage.store import Store
 
 KIND = "adversarial-set"
 SHARDS = "images"
 """The folder of the Parquet files inside a set's folder, readable by any Parquet reader."""
-_IDENTITY, _CONTENT = b"identity", b"content"
+_SHAPE = b"image_shape"
 _log = logging.getLogger(__name__)
 
 
@@ -71,15 +78,6 @@ class AdversarialImages:
         ]
 
 
-class ShardFacts(NamedTuple):
-    """What the driver keeps of a stored shard."""
-
-    name: str
-    row_digests: list[str]
-    sha256: str
-    num_bytes: int
-
-
 _INTEGERS = ("image_ids", "labels", "clean_predictions", "predictions")
 _FLOATS = ("loss", "norm", "linf", "l2")
 _FLAGS = ("success", "zero_gradient", "nonfinite_gradient")
@@ -93,11 +91,6 @@ _COLUMNS = {
 """Names of columns that hold one value a row, where they differ from the fields'."""
 
 
-def shard_name(index: int) -> str:
-    """The file of a shard."""
-    return f"shard-{index:05d}.parquet"
-
-
 def shard_bytes(
     rows: AdversarialImages, *, identity_digest: str, labels: Mapping[str, str | int]
 ) -> bytes:
@@ -108,26 +101,18 @@ def shard_bytes(
         identity_digest: of the set; a shard of another set is never taken for one of this.
         labels: further columns that say in each row where it comes from.
     """
-    size = rows.images[0].numel()
-    pixels = pa.array(np.ascontiguousarray(rows.images.numpy()).reshape(-1))
     columns: dict[str, pa.Array] = {
         _COLUMNS.get(name, name): pa.array(getattr(rows, name).numpy())
         for name in (*_INTEGERS, *_FLAGS, *_FLOATS)
     }
     for name, value in labels.items():
         columns[name] = pa.array([value] * len(rows)).dictionary_encode()
-    columns["image"] = pa.FixedSizeListArray.from_arrays(pixels, size)
-    table = pa.table(columns).replace_schema_metadata(
-        {
-            _IDENTITY: identity_digest.encode(),
-            _CONTENT: _combined(rows.row_digests()).encode(),
-            b"image_shape": ",".join(map(str, rows.images.shape[1:])).encode(),
-        }
+    return table_bytes(
+        {**columns, "image": vectors(rows.images)},
+        identity_digest=identity_digest,
+        row_digests=rows.row_digests(),
+        metadata={_SHAPE: ",".join(map(str, rows.images.shape[1:])).encode()},
     )
-    sink = io.BytesIO()
-    # Perturbed pixels hardly compress: zstd's fastest level still saves the constant columns.
-    pq.write_table(table, sink, compression="zstd", compression_level=1)
-    return sink.getvalue()
 
 
 def read_shard(store: Store, name: str, *, identity_digest: str) -> AdversarialImages:
@@ -165,38 +150,18 @@ def find_shard(
         return None
     if rows.image_ids.tolist() != list(image_ids):
         return None
-    return StoredShard(rows, shard_facts(name, rows, content))
-
-
-def shard_facts(name: str, rows: AdversarialImages, content: bytes) -> ShardFacts:
-    """What the driver keeps of a shard."""
-    return ShardFacts(name, rows.row_digests(), hashlib.sha256(content).hexdigest(), len(content))
+    return StoredShard(rows, shard_facts(name, rows.row_digests(), content))
 
 
 def seal_set(store: Store, shards: list[ShardFacts], *, facts: Mapping[str, Any]) -> str:
     """Writes the manifest that makes stored shards a set; returns the set's content digest.
-
-    The digest is taken of the rows in order and not of the files, so that it does not depend on
-    how rows were sharded.
 
     Args:
         store: the set's folder.
         shards: all of them, in order.
         facts: what made the set, JSON values.
     """
-    content = _combined([digest for shard in shards for digest in shard.row_digests])
-    manifest = {
-        "kind": KIND,
-        "format_version": FORMAT_VERSION,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
-        "facts": {**facts, "content_digest": content},
-        "files": {
-            f"{SHARDS}/{shard.name}": {"sha256": shard.sha256, "bytes": shard.num_bytes}
-            for shard in shards
-        },
-    }
-    store.write_json(MANIFEST, seal(manifest))
-    return content
+    return seal_shards(store, shards, kind=KIND, folder=SHARDS, facts=facts)
 
 
 def stored_set_facts(store: Store) -> dict[str, Any] | None:
@@ -205,11 +170,7 @@ def stored_set_facts(store: Store) -> dict[str, Any] | None:
     Raises:
         StorageError: its manifest is damaged.
     """
-    if not store.exists(MANIFEST):
-        return None
-    parent, name = store.parent()
-    facts: dict[str, Any] = read_manifest(parent, name, kind=KIND)["facts"]
-    return facts
+    return stored_facts(store, KIND)
 
 
 class AdversarialSet(NamedTuple):
@@ -243,45 +204,19 @@ def read_adversarial_set(store: Store) -> AdversarialSet:
             for name in ("images", *_INTEGERS, *_FLAGS, *_FLOATS)
         }
     )
-    if (digest := _combined(rows.row_digests())) != facts["content_digest"]:
-        raise _damaged(store, MANIFEST, f"content {digest[:12]}", facts["content_digest"][:12])
+    require_content(store, MANIFEST, rows.row_digests(), facts["content_digest"])
     return AdversarialSet(rows, facts)
 
 
 def _parse(store: Store, name: str, content: bytes, identity_digest: str) -> AdversarialImages:
-    try:
-        table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(store, name, str(error), "a Parquet file") from error
-    metadata = table.schema.metadata or {}
-    found = metadata.get(_IDENTITY, b"none").decode()
-    if found != identity_digest:
-        raise _damaged(store, name, f"a shard of set {found[:12]}", identity_digest[:12])
-    shape = tuple(int(side) for side in metadata[b"image_shape"].decode().split(","))
-
-    def column(name: str) -> Tensor:
-        values = table.column(_COLUMNS.get(name, name)).combine_chunks()
-        return torch.from_numpy(values.to_numpy(zero_copy_only=False).copy())
-
-    pixels = table.column("image").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    shard = parse_table(store, name, content, identity_digest)
+    shape = tuple(int(side) for side in shard.metadata[_SHAPE].decode().split(","))
     rows = AdversarialImages(
-        images=torch.from_numpy(pixels.copy()).view(-1, *shape),
-        **{field: column(field) for field in (*_INTEGERS, *_FLAGS, *_FLOATS)},
+        images=shard.matrix("image").view(-1, *shape),
+        **{
+            field: shard.column(_COLUMNS.get(field, field))
+            for field in (*_INTEGERS, *_FLAGS, *_FLOATS)
+        },
     )
-    digest, promised = _combined(rows.row_digests()), metadata[_CONTENT].decode()
-    if digest != promised:
-        raise _damaged(store, name, f"content {digest[:12]}", promised[:12])
+    require_content(store, name, rows.row_digests(), shard.content_digest)
     return rows
-
-
-def _combined(row_digests: list[str]) -> str:
-    return hashlib.sha256("\n".join(row_digests).encode()).hexdigest()
-
-
-def _damaged(store: Store, name: str, got: str, expected: str) -> StorageError:
-    return StorageError(
-        f"{store.uri}/{name}",
-        got=got,
-        expected=expected,
-        remedy="the file is damaged or foreign: run jobs/attack.py again, or with --overwrite",
-    )

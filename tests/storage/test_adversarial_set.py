@@ -15,10 +15,9 @@ from cdvae_ray.storage.adversarial_set import (
     read_shard,
     seal_set,
     shard_bytes,
-    shard_facts,
-    shard_name,
     stored_set_facts,
 )
+from cdvae_ray.storage.shards import shard_facts, shard_name
 from cdvae_ray.storage.store import Store
 
 LABELS = {"attack": "PGD", "threat_model": "class-essential", "seed": 0}
@@ -55,7 +54,7 @@ def store_set(folder, size, count=20, identity="i" * 64):
         rows, name = made_up_rows(first, min(first + size, count)), shard_name(first // size)
         content = shard_bytes(rows, identity_digest=identity, labels=LABELS)
         store.child(SHARDS).write(name, content)
-        facts.append(shard_facts(name, rows, content))
+        facts.append(shard_facts(name, rows.row_digests(), content))
     return store, seal_set(store, facts, facts={"identity_digest": identity})
 
 
