@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import ray
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy, DataContext
-from ray.exceptions import RayError
 
 from cdvae_ray.config.attack import SUITES, AttackConfig
 from cdvae_ray.config.attack_job import (
     AttackJobConfig,
-    PoolConfig,
     adversarial_set_identity,
     set_name,
 )
@@ -29,7 +23,7 @@ from cdvae_ray.core.classifier import ImageClassifier
 from cdvae_ray.core.threat_models import AttackedModel, attacked_model
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.data.load import load_splits
-from cdvae_ray.errors import AttackError, ConfigError
+from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.attack_picture import attack_picture
 from cdvae_ray.evaluation.attack_report import (
     AttackCounts,
@@ -54,7 +48,7 @@ from cdvae_ray.runtime.attack_actor import (
     decode_done,
     encode_task,
 )
-from cdvae_ray.runtime.progress import clock
+from cdvae_ray.runtime.pool import PoolLines, Say, connect_pool, run_on_pool
 from cdvae_ray.runtime.shared_images import share_images
 from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
 from cdvae_ray.storage.adversarial_set import (
@@ -71,13 +65,11 @@ from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.tracking import Writer, open_writer
 from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of, model_digest
 
-Say = Callable[[str], None]
 Part = TypeVar("Part", CDVAE, ImageClassifier)
 
 REPORT_KIND = "attack-report"
 _PICTURE_IMAGES = 8
 _PROBE_IMAGES = 8
-_QUIET_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +85,16 @@ class AttackOutcome:
     """The folder of each attack's set."""
     report: str
     """The folder of table, checks and picture."""
+
+
+class MadeSet(NamedTuple):
+    """A complete adversarial set."""
+
+    config: AttackConfig
+    store: Store
+    identity_digest: str
+    content_digest: str
+    shard_size: int
 
 
 @dataclass
@@ -162,7 +164,12 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
         CdvaeError: anything that a person can put right, one line each.
     """
     cluster.require_lasting_storage(config.storage)
-    job = _plan(config, preset, say)
+    parts = _parts(config, say)
+    say(f"data: loading {config.data.source}")
+    splits = load_splits(config.data)
+    images = splits.test if config.split == "test" else splits.train
+    say(f"data: {images.name} {len(images):,} images")
+    job = _plan(config, preset, parts, images)
     for plan in job.plans:
         _find_stored(job, plan, say)
     writer = open_writer(
@@ -177,17 +184,48 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
         return _report(job, writer)
 
 
-def _plan(config: AttackJobConfig, preset: str, say: Say) -> _Job:
+def make_sets(config: AttackJobConfig, images: ImageSet, *, preset: str, say: Say) -> list[MadeSet]:
+    """Runs on the driver. The sets of a job, found or made, for a job that goes on with them.
+
+    Args:
+        config: the job; its checks and its tracking are left to `attack`.
+        images: the clean images, of `config.data` and `config.split`.
+        preset: the name it was started from, for people.
+        say: takes lines of progress.
+
+    Raises:
+        CdvaeError: anything that a person can put right, one line each.
+    """
+    job = _plan(config, preset, _parts(config, say), images)
+    for plan in job.plans:
+        _find_stored(job, plan, say)
+    _attack_missing(job, say)
+    return [
+        MadeSet(plan.config, plan.store, plan.digest, plan.content_digest, plan.shard_size)
+        for plan in job.plans
+    ]
+
+
+class _Parts(NamedTuple):
+    """The attacked function, and the digests of the checkpoints that it is made of."""
+
+    model: AttackedModel
+    cdvae_digest: str | None
+    classifier_digest: str | None
+
+
+def _parts(config: AttackJobConfig, say: Say) -> _Parts:
     cdvae, cdvae_digest = _part(config, config.checkpoint, cdvae_of)
     classifier, classifier_digest = _part(config, config.classifier, classifier_of)
     model = attacked_model(config.threat_model, cdvae=cdvae, classifier=classifier)
     say(f"threat model: {config.threat_model}, attacking {model.threat_model.attacked}")
-    say(f"data: loading {config.data.source}")
-    splits = load_splits(config.data)
-    images = splits.test if config.split == "test" else splits.train
-    say(f"data: {images.name} {len(images):,} images")
-    _require_fit(model, images)
     _require_same_cdvae(classifier, cdvae_digest)
+    return _Parts(model, cdvae_digest, classifier_digest)
+
+
+def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet) -> _Job:
+    model = parts.model
+    _require_fit(model, images)
     stochastic = is_stochastic(model, images.images[:_PROBE_IMAGES].float() / 255)
     root = Store.at(config.storage).child("adversarial")
     plans = []
@@ -195,8 +233,8 @@ def _plan(config: AttackJobConfig, preset: str, say: Say) -> _Job:
         identity = adversarial_set_identity(
             each,
             config,
-            cdvae_digest=cdvae_digest,
-            classifier_digest=classifier_digest,
+            cdvae_digest=parts.cdvae_digest,
+            classifier_digest=parts.classifier_digest,
             images_digest=images.digest,
             is_stochastic=stochastic,
         )
@@ -216,7 +254,7 @@ def _plan(config: AttackJobConfig, preset: str, say: Say) -> _Job:
         preset=preset,
         images=images,
         model=model,
-        digests={"cdvae": cdvae_digest, "classifier": classifier_digest},
+        digests={"cdvae": parts.cdvae_digest, "classifier": parts.classifier_digest},
         is_stochastic=stochastic,
         plans=plans,
         root=root,
@@ -308,7 +346,12 @@ def _attack_missing(job: _Job, say: Say) -> None:
                 for first in range(0, strength_images, step)
             ]
     if tasks:
-        lines = _Lines(job, tasks, say)
+        lines = PoolLines(
+            [plan.config.label for plan in job.plans],
+            [(task.plan, task.stop - task.start) for task in tasks],
+            doing="attacking",
+            say=say,
+        )
         for done in _run(job, tasks, say):
             plan = job.plans[done.task.plan]
             if done.error is not None:
@@ -319,7 +362,7 @@ def _attack_missing(job: _Job, say: Say) -> None:
             else:
                 plan.found[done.task.shard] = done.facts
                 plan.counts += done.counts
-            lines.done(done)
+            lines.done(done.task.plan, done.task.stop - done.task.start)
     for plan in job.plans:
         _seal(job, plan)
 
@@ -327,13 +370,7 @@ def _attack_missing(job: _Job, say: Say) -> None:
 def _run(job: _Job, tasks: Sequence[AttackTask], say: Say) -> Iterator[AttackDone]:
     """Runs tasks on an actor pool; Ray Data gives a lost actor's task to another one."""
     pool = job.config.pool
-    say("ray: connecting")
-    cluster.connect()
-    allocation = cluster.allocate(
-        pool, say=say, gpus_per_worker=pool.gpus_per_worker, section="pool"
-    )
-    device = f"{allocation.gpus_per_worker:g} GPU" if allocation.use_gpu else "CPU"
-    say(f"workers: {pool.num_workers} x {allocation.cpus_per_worker} CPU threads on {device}")
+    allocation = connect_pool(pool, say)
     work = AttackWork(
         sets=tuple(_planned_set(job, plan) for plan in job.plans),
         model=ray.put(job.model),
@@ -346,39 +383,15 @@ def _run(job: _Job, tasks: Sequence[AttackTask], say: Say) -> Iterator[AttackDon
         use_gpu=allocation.use_gpu,
         threads=allocation.cpus_per_worker,
     )
-    try:
-        for row in _dataset(tasks, work, pool, allocation).iter_rows():
-            yield decode_done(row["done"])
-    except (RayError, ray.data.exceptions.UserCodeException) as error:
-        raise AttackError(
-            "attack generation",
-            got=cluster.deepest_cause(error),
-            expected="actors that finish their shards",
-            remedy="run the same command again: it makes only the shards that are missing",
-        ) from error
-
-
-def _dataset(
-    tasks: Sequence[AttackTask], work: AttackWork, pool: PoolConfig, allocation: cluster.Allocation
-) -> ray.data.Dataset:
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # The job has its own lines of progress; Ray Data's stay in its log files.
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.get_name() == "console":
-            handler.setLevel(logging.ERROR)
-    # A block a task: the pool hands them out one by one as actors become free.
-    rows = [{"task": encode_task(task)} for task in tasks]
-    return ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+    done = run_on_pool(
+        [encode_task(task) for task in tasks],
         AttackActor,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=pool.num_workers),
-        num_cpus=allocation.cpus_per_worker,
-        num_gpus=allocation.gpus_per_worker if allocation.use_gpu else 0,
-        runtime_env={"env_vars": {} if allocation.use_gpu else cluster.CPU_WORKER_ENVIRONMENT},
+        work,
+        pool=pool,
+        allocation=allocation,
+        what="attack generation",
     )
+    return map(decode_done, done)
 
 
 def _planned_set(job: _Job, plan: _Plan) -> PlannedSet:
@@ -564,40 +577,3 @@ def _describe(writer: Writer, job: _Job) -> None:
         job.images.num_classes,
         config.split,
     )
-
-
-class _Lines:
-    """How far the job has come: a line an attack, and one every so often in between."""
-
-    def __init__(self, job: _Job, tasks: Sequence[AttackTask], say: Say) -> None:
-        self._plans, self._say = job.plans, say
-        self._total, self._done = len(tasks), 0
-        self._left = [sum(task.plan == n for task in tasks) for n in range(len(job.plans))]
-        self._images_left = sum(task.stop - task.start for task in tasks)
-        self._spoke = time.monotonic()
-        # The rate counts from the first answer on: actors take seconds to start.
-        self._first: float | None = None
-        self._images = 0
-        say(f"attacking: {len(tasks)} tasks, {self._images_left:,} images")
-
-    def done(self, done: AttackDone) -> None:
-        """A task is done."""
-        now = time.monotonic()
-        images = done.task.stop - done.task.start
-        self._done += 1
-        self._images_left -= images
-        self._left[done.task.plan] -= 1
-        if self._first is None:
-            self._first = now
-        else:
-            self._images += images
-        is_last = self._left[done.task.plan] == 0
-        if not is_last and now - self._spoke < _QUIET_SECONDS:
-            return
-        self._spoke = now
-        what = self._plans[done.task.plan].config.label + (" done" if is_last else "")
-        line = f"{self._done:>{len(str(self._total))}}/{self._total}  {what:<20}"
-        if self._images:
-            rate = self._images / (now - self._first)
-            line += f"{rate:8,.0f} images/s  left {clock(self._images_left / rate)}"
-        self._say(line)

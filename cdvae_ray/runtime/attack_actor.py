@@ -17,6 +17,7 @@ from cdvae_ray.errors import CdvaeError
 from cdvae_ray.evaluation.attack_report import AttackCounts, count_rows
 from cdvae_ray.evaluation.attack_run import attack_images
 from cdvae_ray.runtime.cluster import worker_device
+from cdvae_ray.runtime.pool import decode_error, encode_error
 from cdvae_ray.runtime.shared_images import fetch_images
 from cdvae_ray.storage.adversarial_set import SHARDS, shard_bytes
 from cdvae_ray.storage.shards import ShardFacts, shard_facts
@@ -133,14 +134,12 @@ def decode_task(text: str) -> AttackTask:
 
 def encode_done(done: AttackDone) -> str:
     """An answer as JSON."""
-    error = done.error
     return json.dumps(
         {
             "task": done.task,
             "counts": dataclasses.asdict(done.counts),
             "facts": done.facts,
-            "error": error
-            and [type(error).__name__, error.what, str(error.got), error.expected, error.remedy],
+            "error": encode_error(done.error),
         }
     )
 
@@ -148,18 +147,9 @@ def encode_done(done: AttackDone) -> str:
 def decode_done(text: str) -> AttackDone:
     """The inverse of `encode_done`."""
     values = json.loads(text)
-    error = None
-    if values["error"]:
-        kind, what, got, expected, remedy = values["error"]
-        kinds = {each.__name__: each for each in _all_subclasses(CdvaeError)}
-        error = kinds[kind](what, got=got, expected=expected, remedy=remedy)
     return AttackDone(
         AttackTask(*values["task"]),
         AttackCounts(**values["counts"]),
         ShardFacts(*values["facts"]) if values["facts"] else None,
-        error,
+        decode_error(values["error"]),
     )
-
-
-def _all_subclasses(kind: type[CdvaeError]) -> list[type[CdvaeError]]:
-    return [kind, *(each for child in kind.__subclasses__() for each in _all_subclasses(child))]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -189,23 +190,45 @@ def read_adversarial_set(store: Store) -> AdversarialSet:
     Raises:
         StorageError: it is absent, incomplete or damaged.
     """
+    facts = _facts_of(store)
+    return AdversarialSet(_concatenated(list(_shards(store, facts))), facts)
+
+
+def read_outcomes(store: Store) -> AdversarialImages:
+    """A whole set as `read_adversarial_set`, with images of no pixel: it fits wherever ids do."""
+    return _concatenated(
+        [
+            dataclasses.replace(part, images=part.images[:, :0])
+            for part in _shards(store, _facts_of(store))
+        ]
+    )
+
+
+def _facts_of(store: Store) -> dict[str, Any]:
     parent, name = store.parent()
-    manifest = read_manifest(parent, name, kind=KIND)
-    facts: dict[str, Any] = manifest["facts"]
-    parts = []
-    for file in manifest["files"]:
+    facts: dict[str, Any] = read_manifest(parent, name, kind=KIND)["facts"]
+    return facts
+
+
+def _shards(store: Store, facts: Mapping[str, Any]) -> Iterator[AdversarialImages]:
+    """Shard by shard, verified; their whole once the last is out."""
+    parent, name = store.parent()
+    digests: list[str] = []
+    for file in read_manifest(parent, name, kind=KIND)["files"]:
         folder, _, shard = file.rpartition("/")
-        parts.append(
-            read_shard(store.child(folder), shard, identity_digest=facts["identity_digest"])
-        )
-    rows = AdversarialImages(
+        rows = read_shard(store.child(folder), shard, identity_digest=facts["identity_digest"])
+        digests += rows.row_digests()
+        yield rows
+    require_content(store, MANIFEST, digests, facts["content_digest"])
+
+
+def _concatenated(parts: list[AdversarialImages]) -> AdversarialImages:
+    return AdversarialImages(
         **{
-            name: torch.cat([getattr(part, name) for part in parts])
-            for name in ("images", *_INTEGERS, *_FLAGS, *_FLOATS)
+            field.name: torch.cat([getattr(part, field.name) for part in parts])
+            for field in dataclasses.fields(AdversarialImages)
         }
     )
-    require_content(store, MANIFEST, rows.row_digests(), facts["content_digest"])
-    return AdversarialSet(rows, facts)
 
 
 def _parse(store: Store, name: str, content: bytes, identity_digest: str) -> AdversarialImages:
