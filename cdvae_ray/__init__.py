@@ -11,19 +11,27 @@ if TYPE_CHECKING:
     from cdvae_ray import attacks, detectors
     from cdvae_ray.core.cdvae import CDVAE, Decomposition
     from cdvae_ray.core.classifier import ImageClassifier
+    from cdvae_ray.core.detectors.image_detector import ImageDetector
     from cdvae_ray.core.released import load_released_checkpoint
-    from cdvae_ray.loading import load, load_adversarial_set, load_classifier
+    from cdvae_ray.loading import (
+        load,
+        load_adversarial_set,
+        load_classifier,
+        load_detector,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
     "CDVAE",
     "Decomposition",
     "ImageClassifier",
+    "ImageDetector",
     "attacks",
     "detectors",
     "load",
     "load_adversarial_set",
     "load_classifier",
+    "load_detector",
     "load_released_checkpoint",
 ]
 
@@ -31,9 +39,11 @@ _HOMES = {
     "CDVAE": "cdvae_ray.core.cdvae",
     "Decomposition": "cdvae_ray.core.cdvae",
     "ImageClassifier": "cdvae_ray.core.classifier",
+    "ImageDetector": "cdvae_ray.core.detectors.image_detector",
     "load": "cdvae_ray.loading",
     "load_adversarial_set": "cdvae_ray.loading",
     "load_classifier": "cdvae_ray.loading",
+    "load_detector": "cdvae_ray.loading",
     "load_released_checkpoint": "cdvae_ray.core.released",
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from cdvae_ray.core.detectors.bandwidth import BandwidthChoice, choose_bandwidth
 from cdvae_ray.core.detectors.combine import Standardizer, fit_standardizer
+from cdvae_ray.core.detectors.image_detector import ImageDetector
 from cdvae_ray.core.detectors.kernel_density import (
     KernelDensity,
     KernelSums,
@@ -36,6 +37,7 @@ from cdvae_ray.core.detectors.neighbours import (
     nearest,
 )
 from cdvae_ray.core.detectors.residual import disagreement, residual_l2, residual_linf
+from cdvae_ray.core.feature_extractor import FeatureExtractor, feature_extractor
 from cdvae_ray.core.features import (
     FEATURE_NAMES,
     features_of_classifier,
@@ -47,6 +49,8 @@ __all__ = [
     "FEATURE_NAMES",
     "BandwidthChoice",
     "ClassMoments",
+    "FeatureExtractor",
+    "ImageDetector",
     "KernelDensity",
     "KernelSums",
     "LocalDimensionality",
@@ -58,6 +62,7 @@ __all__ = [
     "class_moments",
     "dimensionality",
     "disagreement",
+    "feature_extractor",
     "features_of_classifier",
     "features_of_essential",
     "fit_kernel_density",

@@ -8,7 +8,9 @@ from pathlib import Path
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
+from cdvae_ray.core.detectors.image_detector import ImageDetector
 from cdvae_ray.errors import CheckpointError
+from cdvae_ray.evaluation.detector_files import read_detector
 from cdvae_ray.storage.adversarial_set import AdversarialSet, read_adversarial_set
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.checkpoint import (
@@ -62,6 +64,23 @@ def load_adversarial_set(location: str | Path) -> AdversarialSet:
         StorageError: it is absent, incomplete or damaged.
     """
     return read_adversarial_set(Store.at(location))
+
+
+def load_detector(location: str | Path) -> ImageDetector:
+    """A stored detector with its networks, in eval mode on the CPU.
+
+    `score(images)` is differentiable and higher for what looks more adversarial; `flags(images)`
+    says which images score above `threshold`, which 5 % of clean images did when it was chosen.
+
+    Args:
+        location: the detector's folder, also in object storage, as jobs/detect.py stored it.
+
+    Raises:
+        StorageError: it is absent, damaged or no detector.
+        CheckpointError: its networks are not what they say.
+    """
+    parent, name = Store.at(location).parent()
+    return read_detector(parent, name)
 
 
 def checkpoint_digest(location: str | Path) -> str:

@@ -41,10 +41,8 @@ def layer_features(wide_resnet: WideResNet, normalized_images: Tensor) -> dict[s
     return {name: pooled.get(name, activations[name]) for name in FEATURE_NAMES}
 
 
-def features_of_essential(
-    cdvae: CDVAE, images: Tensor, noise: Tensor | None = None
-) -> dict[str, Tensor]:
-    """Features of D on R(x) = x - G(x) inside a CD-VAE; the logits are those of `cdvae(images)`.
+def normalized_essential(cdvae: CDVAE, images: Tensor, noise: Tensor | None = None) -> Tensor:
+    """R(x) = x - G(x) in the networks' own units, which is what a CD-VAE's D looks at.
 
     Args:
         cdvae: the model, in the mode it is in.
@@ -52,7 +50,7 @@ def features_of_essential(
         noise: the N(0, I) of the reparameterisation, (N, Z), as in `CDVAE.forward`.
 
     Returns:
-        As `layer_features`.
+        (N, 3, S, S); times `cdvae.pixel_std` it is in pixel units.
 
     Raises:
         DataError: the images are not floating point of shape (N, 3, S, S).
@@ -63,7 +61,21 @@ def features_of_essential(
     if noise is None and (cdvae.training or cdvae.config.evaluation_latent == "sample"):
         noise = torch.randn_like(posterior.mean)
     latents = posterior.mean if noise is None else reparameterize(posterior, noise)
-    return layer_features(cdvae.classifier, normalized - cdvae.generator.decode(latents))
+    essential: Tensor = normalized - cdvae.generator.decode(latents)
+    return essential
+
+
+def features_of_essential(
+    cdvae: CDVAE, images: Tensor, noise: Tensor | None = None
+) -> dict[str, Tensor]:
+    """Features of D on R(x) = x - G(x) inside a CD-VAE; the logits are those of `cdvae(images)`.
+
+    Args, Raises: as `normalized_essential`.
+
+    Returns:
+        As `layer_features`.
+    """
+    return layer_features(cdvae.classifier, normalized_essential(cdvae, images, noise))
 
 
 def features_of_classifier(classifier: ImageClassifier, inputs: Tensor) -> dict[str, Tensor]:

@@ -55,6 +55,42 @@ def matched_noise(images: Tensor, l2: Tensor, image_ids: Tensor, *, seed: int) -
     return noisy.view(images.shape).to(images.dtype)
 
 
+def reference_noise(
+    images: Tensor,
+    image_ids: Tensor,
+    *,
+    std: float,
+    pixel_mean: Tensor,
+    pixel_std: Tensor,
+    seed: int,
+) -> Tensor:
+    """The noise of Lee et al. (2018) and of the paper's code: N(0, s^2) on normalised pixels.
+
+    Clipped to the least and the greatest normalised value of any channel, so that a pixel of
+    another channel may leave [0, 1] a little: that is theirs.
+
+    Args:
+        images: (N, 3, H, W) float in [0, 1].
+        image_ids: (N,) int64; with the seed they decide the noise, whatever else is in the batch.
+        std: s > 0, in normalised units.
+        pixel_mean, pixel_std: of the model's normalisation, (1, 3, 1, 1).
+        seed: of the evaluation.
+
+    Returns:
+        (N, 3, H, W) in pixel units, of the dtype and device of the images.
+
+    Raises:
+        DataError: an image outside [0, 1], or another number of ids.
+    """
+    _check(images, torch.zeros(len(images), device=images.device), image_ids)
+    keys = image_keys(seed, "noise.reference", 0, image_ids)
+    normals = keyed_normal(keys, images[0].numel()).to(images.dtype).view(images.shape)
+    black, white = -pixel_mean / pixel_std, (1 - pixel_mean) / pixel_std
+    normalized = (images - pixel_mean) / pixel_std + std * normals
+    clipped = normalized.clamp(float(black.amin()), float(white.amax()))
+    return clipped * pixel_std + pixel_mean
+
+
 def _check(images: Tensor, l2: Tensor, image_ids: Tensor) -> None:
     if images.dim() != 4 or not images.numel() or not images.is_floating_point():
         raise DataError(

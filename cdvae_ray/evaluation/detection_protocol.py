@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from cdvae_ray.config.classifier import InputKind
+from cdvae_ray.config.detection import SplitSettings
 from cdvae_ray.core.random import image_keys, keyed_uniform
 from cdvae_ray.core.threat_models import ThreatModel
 from cdvae_ray.errors import ConfigError, DataError
@@ -166,27 +167,6 @@ class MethodScores:
         return self.attacks[attack]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitSettings:
-    """The parts of the strict protocol; what train and selection leave is the test part."""
-
-    seed: int = 0
-    train_fraction: float = 0.2
-    """In (0, 1)."""
-    selection_fraction: float = 0.2
-    """In (0, 1)."""
-
-    def __post_init__(self) -> None:
-        fractions = (self.train_fraction, self.selection_fraction)
-        if min(fractions) <= 0 or sum(fractions) >= 1:
-            raise ConfigError(
-                "fractions of the images to train and select on",
-                got=" and ".join(f"{each:g}" for each in fractions),
-                expected="both above 0, together below 1",
-                remedy="pass 0.2 and 0.2",
-            )
-
-
 class Split(NamedTuple):
     """Parts of the images, (N,) each; every image is in exactly one."""
 
@@ -270,7 +250,7 @@ class Detection:
         return dataclasses.replace(self, subset="successful", **rows)
 
 
-class _Detector(NamedTuple):
+class TrainedDetector(NamedTuple):
     """What training and selection leave."""
 
     combiner: Combiner
@@ -293,8 +273,8 @@ def same_attack(
         ConfigError: no such attack.
         DataError: too few images, or no successful attack, in a part.
     """
-    detector = _train(scores.by_setting(attack), attack, split)
-    return _test(scores, attack, detector, split, subset, "same_attack")
+    detector = train_on(scores.by_setting(attack), attack, split)
+    return evaluate_on(scores, attack, detector, split, subset, "same_attack")
 
 
 def unseen_matrix(
@@ -316,10 +296,10 @@ def unseen_matrix(
     """
     found = []
     for trained_on, by_setting in scores.attacks.items():
-        detector = _train(by_setting, trained_on, split)
+        detector = train_on(by_setting, trained_on, split)
         for attack in scores.attacks:
             mode: Mode = "same_attack" if attack == trained_on else "unseen"
-            found.append(_test(scores, attack, detector, split, subset, mode))
+            found.append(evaluate_on(scores, attack, detector, split, subset, mode))
     return found
 
 
@@ -342,8 +322,8 @@ def attack_free(
     """
     setting, rows = next(iter(scores.by_setting(attack).items()))
     clean = rows.clean[split_images(rows.image_ids, split).train]
-    detector = _Detector(attack_free_combiner(rows.layers, clean), setting, "none")
-    return _test(scores, attack, detector, split, subset, "attack_free")
+    detector = TrainedDetector(attack_free_combiner(rows.layers, clean), setting, "none")
+    return evaluate_on(scores, attack, detector, split, subset, "attack_free")
 
 
 def reference(scores: MethodScores, attack: str) -> Detection:
@@ -377,7 +357,7 @@ def reference(scores: MethodScores, attack: str) -> Detection:
         combined = combiner.score(chosen.scores)
         area = _auroc(combined[~chosen.is_adversarial], combined[chosen.is_adversarial])
         if best is None or area > best[0]:
-            detector = _Detector(combiner, setting, attack)
+            detector = TrainedDetector(combiner, setting, attack)
             test = rows.select(places >= seen)
             best = (
                 area,
@@ -405,11 +385,20 @@ def _rows_at(rows: TrainingRows, places: IntArray) -> TrainingRows:
     )
 
 
-def _train(
+def train_on(
     by_setting: Mapping[str, DetectionScores], attack: str, split: SplitSettings
-) -> _Detector:
-    """Fits a combiner for each setting on the train part; the selection part's AUROC chooses."""
-    best: tuple[float, _Detector] | None = None
+) -> TrainedDetector:
+    """Strict: a combiner for each setting from the train part; the selection part's AUROC chooses.
+
+    Args:
+        by_setting: scores on the attack to train on.
+        attack: its name.
+        split: the parts.
+
+    Raises:
+        DataError: too few images, or no successful attack, in a part.
+    """
+    best: tuple[float, TrainedDetector] | None = None
     for setting, rows in by_setting.items():
         parts = split_images(rows.image_ids, split)
         train, selection = (
@@ -421,19 +410,33 @@ def _train(
         combined = combiner.score(chosen.scores)
         area = _auroc(combined[~chosen.is_adversarial], combined[chosen.is_adversarial])
         if best is None or area > best[0]:
-            best = area, _Detector(combiner, setting, attack)
+            best = area, TrainedDetector(combiner, setting, attack)
     assert best is not None
     return best[1]
 
 
-def _test(
+def evaluate_on(
     scores: MethodScores,
     attack: str,
-    detector: _Detector,
+    detector: TrainedDetector,
     split: SplitSettings,
     subset: Subset,
     mode: Mode,
 ) -> Detection:
+    """Strict: a trained detector on the test part of an attack.
+
+    Args:
+        scores: of the method.
+        attack: tested on.
+        detector: of the same method.
+        split: the parts.
+        subset: which test images are reported.
+        mode: what to call it.
+
+    Raises:
+        ConfigError: no such attack.
+        DataError: no such image in the test part.
+    """
     rows = scores.by_setting(attack)[detector.setting]
     kept = split_images(rows.image_ids, split).test
     if subset == "successful":
@@ -445,7 +448,7 @@ def _test(
 def _detection(
     scores: MethodScores,
     attack: str,
-    detector: _Detector,
+    detector: TrainedDetector,
     test: DetectionScores,
     subset: Subset,
     mode: Mode,

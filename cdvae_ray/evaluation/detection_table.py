@@ -303,10 +303,8 @@ def two_by_two(
     return cells
 
 
-def detection_columns(
-    rows: Sequence[DetectionRow] | Sequence[DifferenceRow],
-) -> dict[str, list[Any]]:
-    """A table as columns, for tracking; an estimate takes one each for value, low and high."""
+def detection_columns(rows: Sequence[NamedTuple]) -> dict[str, list[Any]]:
+    """Rows of one kind as columns; an estimate takes one each for value, low and high."""
     columns: dict[str, list[Any]] = {}
     for row in rows:
         for name, value in row._asdict().items():

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import ray
 import torch
@@ -18,12 +18,9 @@ from cdvae_ray.config.attack_job import (
 )
 from cdvae_ray.config.serialize import digest_of, to_dict
 from cdvae_ray.core.attacks.probe import is_stochastic
-from cdvae_ray.core.cdvae import CDVAE
-from cdvae_ray.core.classifier import ImageClassifier
 from cdvae_ray.core.threat_models import AttackedModel, attacked_model
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.data.load import load_splits
-from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.attack_picture import attack_picture
 from cdvae_ray.evaluation.attack_report import (
     AttackCounts,
@@ -37,7 +34,7 @@ from cdvae_ray.evaluation.attack_report import (
     sanity_checks,
     strength_variants,
 )
-from cdvae_ray.loading import checkpoint_at
+from cdvae_ray.evaluation.image_source import StoredSet
 from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.attack_actor import (
     AttackActor,
@@ -48,6 +45,7 @@ from cdvae_ray.runtime.attack_actor import (
     decode_done,
     encode_task,
 )
+from cdvae_ray.runtime.parts import network_at, require_fit, require_same_cdvae
 from cdvae_ray.runtime.pool import PoolLines, Say, connect_pool, run_on_pool
 from cdvae_ray.runtime.shared_images import share_images
 from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
@@ -63,9 +61,7 @@ from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.shards import ShardFacts, shard_ranges
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.tracking import Writer, open_writer
-from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of, model_digest
-
-Part = TypeVar("Part", CDVAE, ImageClassifier)
+from cdvae_ray.training.checkpoint import cdvae_of, classifier_of
 
 REPORT_KIND = "attack-report"
 _PICTURE_IMAGES = 8
@@ -85,16 +81,6 @@ class AttackOutcome:
     """The folder of each attack's set."""
     report: str
     """The folder of table, checks and picture."""
-
-
-class MadeSet(NamedTuple):
-    """A complete adversarial set."""
-
-    config: AttackConfig
-    store: Store
-    identity_digest: str
-    content_digest: str
-    shard_size: int
 
 
 @dataclass
@@ -184,7 +170,9 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
         return _report(job, writer)
 
 
-def make_sets(config: AttackJobConfig, images: ImageSet, *, preset: str, say: Say) -> list[MadeSet]:
+def make_sets(
+    config: AttackJobConfig, images: ImageSet, *, preset: str, say: Say
+) -> list[StoredSet]:
     """Runs on the driver. The sets of a job, found or made, for a job that goes on with them.
 
     Args:
@@ -201,7 +189,14 @@ def make_sets(config: AttackJobConfig, images: ImageSet, *, preset: str, say: Sa
         _find_stored(job, plan, say)
     _attack_missing(job, say)
     return [
-        MadeSet(plan.config, plan.store, plan.digest, plan.content_digest, plan.shard_size)
+        StoredSet(
+            store=plan.store,
+            identity_digest=plan.digest,
+            content_digest=plan.content_digest,
+            shard_size=plan.shard_size,
+            attack=plan.config.label,
+            threat_model=config.threat_model,
+        )
         for plan in job.plans
     ]
 
@@ -215,17 +210,18 @@ class _Parts(NamedTuple):
 
 
 def _parts(config: AttackJobConfig, say: Say) -> _Parts:
-    cdvae, cdvae_digest = _part(config, config.checkpoint, cdvae_of)
-    classifier, classifier_digest = _part(config, config.classifier, classifier_of)
+    address = tracking_address(config.tracking, config.storage)
+    cdvae, cdvae_digest = network_at(config.checkpoint, cdvae_of, address)
+    classifier, classifier_digest = network_at(config.classifier, classifier_of, address)
     model = attacked_model(config.threat_model, cdvae=cdvae, classifier=classifier)
     say(f"threat model: {config.threat_model}, attacking {model.threat_model.attacked}")
-    _require_same_cdvae(classifier, cdvae_digest)
+    require_same_cdvae(classifier, cdvae_digest)
     return _Parts(model, cdvae_digest, classifier_digest)
 
 
 def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet) -> _Job:
     model = parts.model
-    _require_fit(model, images)
+    require_fit("the attacked model", model.class_names, model.image_size, images)
     stochastic = is_stochastic(model, images.images[:_PROBE_IMAGES].float() / 255)
     root = Store.at(config.storage).child("adversarial")
     plans = []
@@ -259,42 +255,6 @@ def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet)
         plans=plans,
         root=root,
     )
-
-
-def _part(
-    config: AttackJobConfig, location: str, build: Callable[[Checkpoint], Part]
-) -> tuple[Part | None, str | None]:
-    """The model at a location with its digest; None and None where no location is given."""
-    if not location:
-        return None, None
-    checkpoint = checkpoint_at(
-        location, tracking_uri=tracking_address(config.tracking, config.storage)
-    )
-    return build(checkpoint), model_digest(checkpoint)
-
-
-def _require_fit(model: AttackedModel, images: ImageSet) -> None:
-    if (model.image_size, model.class_names) == (images.image_size, images.class_names):
-        return
-    raise ConfigError(
-        "data",
-        got=f"{images.num_classes} classes of {images.image_size} pixels "
-        f"({', '.join(images.class_names[:3])}, ...)",
-        expected=f"the attacked model's {len(model.class_names)} classes of "
-        f"{model.image_size} pixels ({', '.join(model.class_names[:3])}, ...)",
-        remedy="set --data.source, --data.path and --data.image-size as in training",
-    )
-
-
-def _require_same_cdvae(classifier: ImageClassifier | None, cdvae_digest: str | None) -> None:
-    trained_behind = None if classifier is None else classifier.cdvae_digest
-    if trained_behind is not None and trained_behind != cdvae_digest:
-        raise ConfigError(
-            "classifier",
-            got=f"one trained behind CD-VAE {trained_behind[:12]}",
-            expected=f"one trained behind CD-VAE {str(cdvae_digest)[:12]}",
-            remedy="give the CD-VAE and the classifier that belong together",
-        )
 
 
 # --- what is there --------------------------------------------------------------------------------
@@ -488,12 +448,8 @@ def _first_rows(plan: _Plan, count: int) -> AdversarialImages:
         parts.append(read_shard(plan.store.child(SHARDS), name, identity_digest=plan.digest))
         if sum(len(part) for part in parts) >= count:
             break
-    return AdversarialImages(
-        **{
-            field.name: torch.cat([getattr(part, field.name) for part in parts])[:count]
-            for field in dataclasses.fields(AdversarialImages)
-        }
-    )
+    rows = AdversarialImages.concatenate(parts)
+    return rows.select(torch.arange(min(count, len(rows))))
 
 
 def _checks(job: _Job, plan: _Plan) -> list[Check]:

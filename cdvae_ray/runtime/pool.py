@@ -27,7 +27,8 @@ def connect_pool(pool: PoolConfig, say: Say) -> cluster.Allocation:
     Raises:
         ResourceError: there is none.
     """
-    say("ray: connecting")
+    if not ray.is_initialized():
+        say("ray: connecting")
     cluster.connect()
     allocation = cluster.allocate(
         pool, say=say, gpus_per_worker=pool.gpus_per_worker, section="pool"

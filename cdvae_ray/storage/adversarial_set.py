@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -66,6 +66,22 @@ class AdversarialImages:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def select(self, rows: Tensor) -> AdversarialImages:
+        """Some of the rows, by a mask or by places."""
+        return AdversarialImages(
+            **{field.name: getattr(self, field.name)[rows] for field in dataclasses.fields(self)}
+        )
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[AdversarialImages]) -> AdversarialImages:
+        """The rows of several shards, in the order given."""
+        return cls(
+            **{
+                field.name: torch.cat([getattr(part, field.name) for part in parts])
+                for field in dataclasses.fields(cls)
+            }
+        )
 
     def row_digests(self) -> list[str]:
         """SHA-256 of each image's id, label, predictions and pixels."""
@@ -191,12 +207,12 @@ def read_adversarial_set(store: Store) -> AdversarialSet:
         StorageError: it is absent, incomplete or damaged.
     """
     facts = _facts_of(store)
-    return AdversarialSet(_concatenated(list(_shards(store, facts))), facts)
+    return AdversarialSet(AdversarialImages.concatenate(list(_shards(store, facts))), facts)
 
 
 def read_outcomes(store: Store) -> AdversarialImages:
     """A whole set as `read_adversarial_set`, with images of no pixel: it fits wherever ids do."""
-    return _concatenated(
+    return AdversarialImages.concatenate(
         [
             dataclasses.replace(part, images=part.images[:, :0])
             for part in _shards(store, _facts_of(store))
@@ -220,15 +236,6 @@ def _shards(store: Store, facts: Mapping[str, Any]) -> Iterator[AdversarialImage
         digests += rows.row_digests()
         yield rows
     require_content(store, MANIFEST, digests, facts["content_digest"])
-
-
-def _concatenated(parts: list[AdversarialImages]) -> AdversarialImages:
-    return AdversarialImages(
-        **{
-            field.name: torch.cat([getattr(part, field.name) for part in parts])
-            for field in dataclasses.fields(AdversarialImages)
-        }
-    )
 
 
 def _parse(store: Store, name: str, content: bytes, identity_digest: str) -> AdversarialImages:

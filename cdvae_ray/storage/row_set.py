@@ -128,7 +128,7 @@ def read_rows(store: Store, name: str, *, identity_digest: str) -> ImageRows:
 
 
 def find_rows(
-    store: Store, name: str, image_ids: range, *, identity_digest: str
+    store: Store, name: str, image_ids: Sequence[int], *, identity_digest: str
 ) -> ShardFacts | None:
     """A shard that an earlier job stored; None if it must be made (again)."""
     if not store.exists(name):

@@ -205,6 +205,11 @@ def classifier_of(checkpoint: Checkpoint) -> ImageClassifier:
     return model.eval()
 
 
+def network_facts(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What, with the weights, makes the model what it is: JSON values."""
+    return {name: checkpoint.facts[name] for name in _MODEL_FACTS if name in checkpoint.facts}
+
+
 def model_digest(checkpoint: Checkpoint) -> str:
     """The SHA-256 (hex) of a checkpoint's network, settings and weights.
 
@@ -214,7 +219,7 @@ def model_digest(checkpoint: Checkpoint) -> str:
     Args:
         checkpoint: read with its model file.
     """
-    facts = {name: checkpoint.facts[name] for name in _MODEL_FACTS if name in checkpoint.facts}
+    facts = network_facts(checkpoint)
     weights = hashlib.sha256(checkpoint.files[MODEL_FILE]).hexdigest()
     return digest_of({"kind": checkpoint.kind, "weights": weights, **facts})
 

@@ -10,6 +10,7 @@ import pytest
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.metrics import roc_auc_score
 
+from cdvae_ray.config.detection import SplitSettings
 from cdvae_ray.core.threat_models import THREAT_MODELS
 from cdvae_ray.errors import ConfigError, DataError
 from cdvae_ray.evaluation.bootstrap import bootstrap
@@ -17,7 +18,6 @@ from cdvae_ray.evaluation.detection_metrics import FloatArray, all_metrics, rank
 from cdvae_ray.evaluation.detection_protocol import (
     DetectionScores,
     MethodScores,
-    SplitSettings,
     attack_free,
     reference,
     same_attack,
