@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 MLFLOW_PORT ?= 5000
 
-.PHONY: train attack test ui bench lint types contracts pytest clean help
+.PHONY: train attack detect test ui bench lint types contracts pytest clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -36,6 +36,9 @@ train: .venv/installed  ## set up if needed, then train: ARGS="[preset] [--flag 
 attack: .venv/installed  ## attack a checkpoint: ARGS="[preset] --checkpoint runs/train/cdvae-..."
 	@$(BIN)/python jobs/attack.py $(ARGS)
 
+detect: .venv/installed  ## detect attacks: ARGS="[preset] --checkpoint ... --classifier ..."
+	@$(BIN)/python jobs/detect.py $(ARGS)
+
 ui: .venv/installed  ## the MLflow UI of this folder's runs, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) \
 	  --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
@@ -60,6 +63,7 @@ bench: .venv/installed-dev  ## run the benchmarks and write their record (minute
 	$(BIN)/python benchmarks/train.py
 	$(BIN)/python benchmarks/attacks.py
 	$(BIN)/python benchmarks/attack_job.py
+	$(BIN)/python benchmarks/detectors.py
 
 clean:  ## remove the environment and caches, but no runs
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info

@@ -41,7 +41,7 @@ from cdvae_ray.training.state import TrainState
 ROOT = Path(__file__).parents[1]
 BATCH = 128
 STEPS = 8
-EPOCHS, CHECKPOINT_EVERY = 4, 1
+EPOCHS, CHECKPOINT_EVERY = 9, 1  # eight of them in steady state
 JOB_FLAGS = (
     *("cifar10-small", "--data.source", "digits", "--data.path", "", "--data.image-size", "32"),
     *("--training.epochs", str(EPOCHS), "--training.cosine-period-epochs", str(EPOCHS)),
@@ -237,7 +237,7 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
                     [sys.executable, *command],
                     cwd=folder,
                     # What workers set for themselves, so that only Ray and tracking differ.
-                    env={**os.environ, **CPU_WORKER_ENVIRONMENT},
+                    env={**os.environ, **(CPU_WORKER_ENVIRONMENT if name == "bare" else {})},
                     check=True,
                     stdout=subprocess.DEVNULL,
                 )
@@ -246,7 +246,8 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
         print(
             f"job on {threads} threads, round {round_number + 1}: "
             f"bare loop {seconds['bare'][-1]:.2f} s an epoch, "
-            f"on Ray and tracked {seconds['ray'][-1]:.2f} s"
+            f"on Ray and tracked {seconds['ray'][-1]:.2f} s",
+            flush=True,
         )
     ratios = [a / b for a, b in zip(seconds["ray"], seconds["bare"], strict=True)]
     print(f"Ray and tracking cost {spread(ratios)['median'] - 1:+.1%} an epoch")

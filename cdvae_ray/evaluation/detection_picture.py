@@ -95,7 +95,8 @@ def _draw_roc(axis: Any, detections: Sequence[Detection]) -> None:
     axis.set_xlabel("clean and noisy images flagged (vertical line: 5 %)", fontsize=8)
     axis.set_ylabel("adversarial images found", fontsize=8)
     axis.tick_params(labelsize=7)
-    axis.legend(fontsize=7, loc="best")
+    # Below the axes: wherever it lay inside, some curve would pass behind it.
+    axis.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, frameon=False)
 
 
 def _draw_histograms(axis: Any, detection: Detection) -> None:
@@ -121,6 +122,7 @@ def _draw_histograms(axis: Any, detection: Detection) -> None:
     axis.set_ylim(0, 1.2 * axis.get_ylim()[1])  # room for the legend
     axis.set_title(_name(detection), fontsize=8)
     axis.set_yticks([])
+    axis.locator_params(axis="x", nbins=4)
     axis.set_xlabel("score", fontsize=7)
     axis.tick_params(labelsize=7)
 

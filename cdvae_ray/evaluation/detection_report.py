@@ -40,6 +40,7 @@ def detection_markdown(
         "\n".join(f"- {name}: {value}" for name, value in facts.items()),
         _same_attack_part(rows),
         _two_by_two_part(rows),
+        _redundant_part(rows),
         _difference_part(differences),
     ]
     if protocol == "strict":
@@ -51,18 +52,17 @@ def detection_markdown(
 
 
 def _same_attack_part(rows: Sequence[DetectionRow]) -> str:
-    chosen = [
-        row
-        for row in _of(rows, "same_attack")
-        if row.paper_auroc is not None or _on_own_target(row)
-    ]
+    chosen = [row for row in _of(rows, "same_attack") if _on_own_target(row)]
     lines = [
         "## Each detector on attacks on its own function",
         "Combination trained, setting chosen and numbers taken on one attack, successful attacks "
         "only: as the paper's table is. TNR at 95 % TPR (of clean and noisy images) and AUROC in "
         "percent with 95 % intervals, the paper's in parentheses.",
         _table(
-            ["detector", "attacked", "attack", "n", "TNR", "AUROC", "TPR at 0.1 / 1 / 5 % FPR"],
+            [
+                *("detector", "attacked", "attack", "n", "TNR", "AUROC"),
+                *("AUPR adversarial / clean", "TPR at 0.1 / 1 / 5 % FPR"),
+            ],
             [
                 [
                     _name(row),
@@ -71,6 +71,7 @@ def _same_attack_part(rows: Sequence[DetectionRow]) -> str:
                     str(row.clean_images),
                     _cell(row.tnr_at_95_tpr, row.paper_tnr_at_95_tpr),
                     _cell(row.auroc, row.paper_auroc),
+                    f"{100 * row.aupr_adversarial.value:.1f} / {100 * row.aupr_clean.value:.1f}",
                     " / ".join(
                         f"{100 * each.value:.1f}"
                         for each in (row.tpr_at_01_fpr, row.tpr_at_1_fpr, row.tpr_at_5_fpr)
@@ -104,6 +105,33 @@ def _two_by_two_part(rows: Sequence[DetectionRow]) -> str:
             "The paper compares the first column with the last, which differ in both. What the "
             "space brings is the difference within a target. AUROC, percent.",
             _table(["detector", "attack", *header], table),
+        ]
+    )
+
+
+def _redundant_part(rows: Sequence[DetectionRow]) -> str:
+    chosen = [row for row in _of(rows, "same_attack") if row.space == "class_redundant"]
+    if not chosen:
+        return ""
+    return "\n\n".join(
+        [
+            "## Looking at G(x)",
+            "A classifier on G(x), whose function none of these attacks follows; disagreement is "
+            "between it and the classifier on x.",
+            _table(
+                ["detector", "attacked", "attack", "n", "TNR", "AUROC"],
+                [
+                    [
+                        _name(row),
+                        row.attacked,
+                        row.attack,
+                        str(row.clean_images),
+                        _cell(row.tnr_at_95_tpr, None),
+                        _cell(row.auroc, None),
+                    ]
+                    for row in chosen
+                ],
+            ),
         ]
     )
 
@@ -273,7 +301,10 @@ def _of(
 
 def _on_own_target(row: DetectionRow) -> bool:
     """Whether the attacked function looks at what the detector looks at."""
-    return (row.space == "images") == (row.threat_model == "classifier")
+    return (row.space, row.threat_model) in (
+        ("images", "classifier"),
+        ("class_essential", "class-essential"),
+    )
 
 
 def _name(row: DetectionRow) -> str:

@@ -392,8 +392,7 @@ def _strict_tables(
             job.config.detectors,
         )
         if space == "class_redundant":
-            # Of this space, only what it says beside the classifier on x is asked for.
-            tables[space, key] = disagreement_table(features.rows["images", key], rows)
+            tables[space, key] |= disagreement_table(features.rows["images", key], rows)
         if number % 10 == 0 or number == len(features.rows):
             job.say(f"scoring: {number} of {len(features.rows)} sets")
     return tables
@@ -573,6 +572,7 @@ def _adaptive(
     detectors = {
         (space.name, method): (space, each)
         for space in job.spaces
+        if space.name in TARGET_SPACES.values()
         for method, each in calibrated[space.name].items()
     }
     plans: dict[tuple[InputKind, DetectorMethod, AdaptiveStrategy, float], RowSetPlan] = {}

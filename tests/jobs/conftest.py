@@ -7,8 +7,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from cdvae_ray.config.classifier import ClassifierConfig
+from cdvae_ray.config.data import AugmentationConfig
+from cdvae_ray.config.model import ModelConfig
+from cdvae_ray.config.objective import ObjectiveConfig
+from cdvae_ray.config.training import TrainingConfig
+from cdvae_ray.storage.store import Store
+from cdvae_ray.training.cdvae_task import CdvaeTask
+from cdvae_ray.training.checkpoint import save_checkpoint
+from cdvae_ray.training.classifier_task import ClassifierTask
+from cdvae_ray.training.state import TrainState
 
 ROOT = Path(__file__).parents[2]
+DIGITS = tuple(str(digit) for digit in range(10))
 
 
 @pytest.fixture
@@ -46,3 +59,37 @@ def refused(run_script, tmp_path):
         assert sorted(tmp_path.rglob("*")) == before
 
     return check
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tmp_path_factory):
+    """Untrained checkpoints: a CD-VAE of digits, one of other classes, a classifier on x."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    settings = {
+        "training": TrainingConfig(epochs=1),
+        "augmentation": AugmentationConfig(),
+        "image_size": 16,
+    }
+    small = ModelConfig(vae_width=4, latent_size=8, classifier_depth=10, classifier_widen_factor=1)
+    cdvae = {"model": small, "objective": ObjectiveConfig(), **settings}
+    tasks = {
+        "digits": CdvaeTask(class_names=DIGITS, **cdvae),
+        "letters": CdvaeTask(class_names=("a", "b"), **cdvae),
+        "classifier": ClassifierTask(
+            input_kind="images",
+            cdvae=None,
+            model=ClassifierConfig(depth=10, widen_factor=1),
+            class_names=DIGITS,
+            **settings,
+        ),
+    }
+    for name, task in tasks.items():
+        save_checkpoint(
+            Store.at(folder / name),
+            TrainState(task, torch.device("cpu")),
+            epochs_done=1,
+            config_digest=name,
+            identity={},
+            metrics={},
+        )
+    return {name: folder / name / "epoch-0001" for name in tasks}
