@@ -73,7 +73,7 @@ def fit_space(
     kept, labels = [], []
     seen = 0
     for rows in shards:
-        if rows.image_ids.tolist() != list(range(seen, seen + len(rows))):
+        if rows.image_ids.tolist() != list(range(seen, min(seen + len(rows), num_images))):
             raise _other_rows(f"ids {int(rows.image_ids[0])} to {int(rows.image_ids[-1])}", seen)
         seen += len(rows)
         for layer in POOLED_LAYERS:
