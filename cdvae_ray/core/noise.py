@@ -88,7 +88,7 @@ def reference_noise(
     black, white = -pixel_mean / pixel_std, (1 - pixel_mean) / pixel_std
     normalized = (images - pixel_mean) / pixel_std + std * normals
     clipped = normalized.clamp(float(black.amin()), float(white.amax()))
-    return clipped * pixel_std + pixel_mean
+    return (clipped * pixel_std + pixel_mean).to(images.dtype)
 
 
 def _check(images: Tensor, l2: Tensor, image_ids: Tensor) -> None:

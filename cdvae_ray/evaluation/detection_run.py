@@ -50,7 +50,8 @@ def strict_detections(scores: MethodScores, split: SplitSettings) -> MethodDetec
     for attack in scores.attacks:
         try:
             every = attack_free(scores, attack, split=split, subset="all")
-            found += [every, every.of_successful()]
+            found.append(every)
+            found.append(every.of_successful())
         except DataError as error:
             skipped.append(_reason(scores, attack, "attack-free", error))
         try:

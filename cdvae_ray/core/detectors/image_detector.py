@@ -143,7 +143,9 @@ def _check_parts(
         "no layer": method != "residual" and not layers,
         "the space of images, which has no residual": method == "residual"
         and extractor.space == "images",
-        f"{num_neighbours} neighbours": (num_neighbours >= 2) != (method == "LID"),
+        f"{num_neighbours} neighbours": (
+            num_neighbours < 2 if method == "LID" else num_neighbours != 0
+        ),
     }
     wrong = [complaint for complaint, holds in complaints.items() if holds]
     if wrong:
