@@ -14,6 +14,8 @@ REFERENCE_BANDWIDTH = 0.26
 """h of Feinman et al. (2017) for CIFAR-10."""
 REFERENCE_NEIGHBOURS = tuple(range(10, 91, 10))
 """k of Lee et al. (2018)."""
+REFERENCE_BATCH = 100
+"""Images a minibatch of the references' LID."""
 REFERENCE_STD = (0.2023, 0.1994, 0.2010)
 """What the released code divides the step of Mahalanobis' input by, in normalised units, though
 its images are normalised by other deviations."""

@@ -57,7 +57,12 @@ def _same_attack_part(rows: Sequence[DetectionRow]) -> str:
         "## Each detector on attacks on its own function",
         "Combination trained, setting chosen and numbers taken on one attack, successful attacks "
         "only: as the paper's table is. TNR at 95 % TPR (of clean and noisy images) and AUROC in "
-        "percent with 95 % intervals, the paper's in parentheses.",
+        "percent with 95 % intervals"
+        + (
+            ", the paper's in parentheses."
+            if any(row.paper_auroc is not None for row in chosen)
+            else "."
+        ),
         _table(
             [
                 *("detector", "attacked", "attack", "n", "TNR", "AUROC"),

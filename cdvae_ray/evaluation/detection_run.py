@@ -98,9 +98,17 @@ def detection_rows(
     return rows
 
 
+class SpaceDifferences(NamedTuple):
+    """What looking at R(x) changes."""
+
+    rows: list[DifferenceRow]
+    skipped: list[str]
+    """Pairs without a number, with the reason."""
+
+
 def space_differences(
     detections: Sequence[Detection], *, seed: int, num_resamples: int
-) -> list[DifferenceRow]:
+) -> SpaceDifferences:
     """R(x) less x on the same adversarial images, and as the paper pairs them: each on its own.
 
     Args:
@@ -113,19 +121,26 @@ def space_differences(
         for each in detections
         if (each.mode, each.subset) == ("same_attack", "successful")
     }
-    rows = []
+    rows: list[DifferenceRow] = []
+    skipped: list[str] = []
     for (method, attack, target, space), first in cells.items():
         if space != "class_essential":
             continue
         seconds = [cells.get((method, attack, target, "images"))]
         if target == "class-essential":
             seconds.append(cells.get((method, attack, "classifier", "images")))
-        rows += [
-            difference_row(first, second, seed=seed, num_resamples=num_resamples)
-            for second in seconds
-            if second is not None
-        ]
-    return rows
+        for second in seconds:
+            if second is None:
+                continue
+            try:
+                rows.append(difference_row(first, second, seed=seed, num_resamples=num_resamples))
+            except DataError as error:
+                # Some resample of the union holds no image of one of the two.
+                skipped.append(
+                    f"{method}, {attack}: R(x) under attack on {first.threat_model.attacked} less "
+                    f"x under attack on {second.threat_model.attacked}: {error}"
+                )
+    return SpaceDifferences(rows, skipped)
 
 
 def _reason(scores: MethodScores, attack: str, what: str, error: DataError) -> str:

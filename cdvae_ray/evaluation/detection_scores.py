@@ -13,6 +13,7 @@ from torch import Tensor
 from cdvae_ray.config.classifier import InputKind
 from cdvae_ray.config.detection import (
     REFERENCE_BANDWIDTH,
+    REFERENCE_BATCH,
     REFERENCE_NEIGHBOURS,
     DetectorsConfig,
 )
@@ -127,6 +128,7 @@ def reference_tables(
                 rows.features[FEATURE_PREFIX + layer],
                 sets["clean"].features[FEATURE_PREFIX + layer],
                 REFERENCE_NEIGHBOURS,
+                batch_size=REFERENCE_BATCH,
             )
             for layer in POOLED_LAYERS
         ]
@@ -149,6 +151,24 @@ class Outcomes(NamedTuple):
     clean_correct: BoolArray
     noisy_correct: BoolArray
     success: BoolArray
+
+    def select(self, rows: BoolArray) -> Outcomes:
+        """Of some of the images."""
+        return Outcomes(*(flags[rows] for flags in self))
+
+
+def reference_kept(outcomes: Outcomes) -> BoolArray:
+    """(N,): the images that the reference keeps: clean right, noisy right, adversarial wrong.
+
+    Less the last one or two where they would make a minibatch of fewer than the 3 that its LID
+    needs. (Lee's code leaves out any incomplete minibatch.)
+    """
+    kept: BoolArray = outcomes.clean_correct & outcomes.noisy_correct & outcomes.success
+    excess = int(kept.sum()) % REFERENCE_BATCH
+    if 0 < excess < 3:
+        kept = kept.copy()
+        kept[np.flatnonzero(kept)[-excess:]] = False
+    return kept
 
 
 def method_scores(

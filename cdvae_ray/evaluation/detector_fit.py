@@ -74,7 +74,8 @@ def fit_space(
     seen = 0
     for rows in shards:
         if rows.image_ids.tolist() != list(range(seen, min(seen + len(rows), num_images))):
-            raise _other_rows(f"ids {int(rows.image_ids[0])} to {int(rows.image_ids[-1])}", seen)
+            ids = f"ids {int(rows.image_ids[0])} to {int(rows.image_ids[-1])} after {seen} rows"
+            raise _other_rows(ids, num_images)
         seen += len(rows)
         for layer in POOLED_LAYERS:
             features = rows[FEATURE_PREFIX + layer]
@@ -113,6 +114,6 @@ def _other_rows(got: str, expected: int) -> DataError:
     return DataError(
         "features to fit detectors to",
         got=got,
-        expected=f"all images once, in order ({expected})",
+        expected=f"all {expected} images once, in order",
         remedy="extract the features of the training images again",
     )

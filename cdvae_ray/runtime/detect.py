@@ -22,6 +22,7 @@ from cdvae_ray.core.detectors.image_detector import DetectorMethod
 from cdvae_ray.core.threat_models import THREAT_MODELS
 from cdvae_ray.data.images import ImageSet, Splits
 from cdvae_ray.data.load import load_splits
+from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.adaptive_table import (
     FALSE_POSITIVE_RATES,
     AdaptiveRow,
@@ -47,6 +48,7 @@ from cdvae_ray.evaluation.detection_scores import (
     SetRows,
     disagreement_table,
     method_scores,
+    reference_kept,
     reference_tables,
     score_table,
 )
@@ -206,15 +208,15 @@ def _detect(job: _Job, writer: Writer) -> DetectionOutcome:
     say("fitting detectors")
     fitted = {space.name: _fit(job, space, features) for space in job.spaces}
     steps = _steps(job, features, fitted)
+    tables: dict[tuple[InputKind, str], ScoreTable] = {}
+    skipped: list[str] = []
     if config.protocol == "strict":
         tables = _strict_tables(job, features, fitted, steps)
         scores = _strict_scores(job, sets, features, tables)
     else:
-        tables = {}
-        scores = _reference_scores(job, sets, features, fitted, steps)
+        scores, skipped = _reference_scores(job, sets, features, fitted, steps)
     say("testing detectors")
     detections: list[Detection] = []
-    skipped: list[str] = []
     for each in scores:
         found = (
             strict_detections(each, config.split)
@@ -224,15 +226,19 @@ def _detect(job: _Job, writer: Writer) -> DetectionOutcome:
         detections += found.detections
         skipped += found.skipped
     rows = detection_rows(detections, seed=config.seed, num_resamples=config.num_resamples)
-    differences = space_differences(
+    differences, unpaired = space_differences(
         detections, seed=config.seed, num_resamples=config.num_resamples
     )
-    controls, adaptive, stored = [], [], {}
+    skipped += unpaired
+    controls: list[ControlRow] = []
+    adaptive: list[AdaptiveRow] = []
+    stored: dict[str, str] = {}
     if config.protocol == "strict":
         calibrated = {space.name: _calibrate(job, space, fitted, tables) for space in job.spaces}
         controls = _controls(job, tables)
         stored = _store_detectors(job, calibrated)
-        adaptive = _adaptive(job, sets, calibrated, tables)
+        adaptive, unattacked = _adaptive(job, sets, calibrated, tables)
+        skipped += unattacked
     return _report(
         job,
         writer,
@@ -432,24 +438,25 @@ def _reference_scores(
     features: _Features,
     fitted: Mapping[InputKind, SpaceDetectors],
     steps: Mapping[tuple[InputKind, str], ImageRows],
-) -> list[MethodScores]:
-    """Scores of the images that the reference keeps, which its LID depends on."""
-    found = []
+) -> tuple[list[MethodScores], list[str]]:
+    """Scores of the images that the reference keeps, which its LID depends on; what has none."""
+    found: list[MethodScores] = []
+    skipped: list[str] = []
     for target, made in sets.items():
-        outcomes, kept = {}, {}
-        for each in made:
-            every = _outcomes(job, target, each, features)
-            kept[each.attack] = torch.from_numpy(
-                every.clean_correct & every.noisy_correct & every.success
-            )
-            rows = kept[each.attack].numpy()
-            outcomes[each.attack] = Outcomes(*(flags[rows] for flags in every))
-        ids = {attack: rows.nonzero().flatten() for attack, rows in kept.items()}
-        for space in job.spaces:
+        every = {each.attack: _outcomes(job, target, each, features) for each in made}
+        kept = {attack: reference_kept(outcomes) for attack, outcomes in every.items()}
+        usable = [each for each in made if kept[each.attack].any()]
+        skipped += [
+            f"{each.attack} on {THREAT_MODELS[target].attacked}: the reference keeps no image"
+            for each in made
+            if each not in usable
+        ]
+        for space in job.spaces if usable else ():
             tables = {}
-            for each in made:
+            for each in usable:
+                rows = torch.from_numpy(kept[each.attack])
                 chosen = {
-                    name: _selected(features, steps, space.name, key, kept[each.attack])
+                    name: _selected(features, steps, space.name, key, rows)
                     for name, key in _keys(job, space, each).items()
                 }
                 tables[each.attack] = reference_tables(
@@ -457,13 +464,13 @@ def _reference_scores(
                 )
             found += method_scores(
                 tables,
-                outcomes,
-                ids,
+                {each.attack: every[each.attack].select(kept[each.attack]) for each in usable},
+                {each.attack: torch.from_numpy(kept[each.attack].nonzero()[0]) for each in usable},
                 space=space.name,
                 threat_model=THREAT_MODELS[target],
                 dataset=job.dataset,
             )
-    return found
+    return found, skipped
 
 
 def _selected(
@@ -563,12 +570,12 @@ def _adaptive(
     sets: Mapping[Target, Sequence[StoredSet]],
     calibrated: _Calibrated,
     tables: Mapping[tuple[InputKind, str], ScoreTable],
-) -> list[AdaptiveRow]:
-    """Each detector under attacks that know it, and under one that does not."""
+) -> tuple[list[AdaptiveRow], list[str]]:
+    """Each detector under attacks that know it, and under one that does not; what has no row."""
     config = job.config.adaptive
     ids = _adaptive_ids(job)
     if not len(ids):
-        return []
+        return [], []
     detectors = {
         (space.name, method): (space, each)
         for space in job.spaces
@@ -597,6 +604,7 @@ def _adaptive(
         say=job.say,
     )
     rows: list[AdaptiveRow] = []
+    skipped: list[str] = []
     for (name, method), (space, each) in detectors.items():
         target = _own_target(space)
         stored = _unaware(sets[target])
@@ -617,16 +625,19 @@ def _adaptive(
             *((strategy, run, known) for strategy, run in runs.items()),
             ("best of these", best_of(list(runs.values())), known),
         ):
-            rows += adaptive_rows(
-                found,
-                method=method,
-                space=name,
-                attack=attack,
-                threat_model=threat,
-                config=config,
-                thresholds=each.thresholds,
-            )
-    return rows
+            try:
+                rows += adaptive_rows(
+                    found,
+                    method=method,
+                    space=name,
+                    attack=attack,
+                    threat_model=threat,
+                    config=config,
+                    thresholds=each.thresholds,
+                )
+            except DataError as error:
+                skipped.append(f"{attack} on {method} in {name}: {error}")
+    return rows, skipped
 
 
 def _own_target(space: Space) -> Target:

@@ -22,6 +22,7 @@ from cdvae_ray.evaluation.detection_scores import (
     SetRows,
     disagreement_table,
     method_scores,
+    reference_kept,
     reference_tables,
     score_table,
 )
@@ -412,3 +413,16 @@ def test_images_of_other_layers_or_classes_are_refused(fitted: SpaceDetectors) -
         score_table(SetRows(features=foreign, steps=rows.steps), fitted, CONFIG)
     with pytest.raises(DataError, match="reference local dimensionality"):
         reference_tables({"clean": set_rows(102, seed=1)}, fitted, CONFIG.magnitudes)
+
+
+def test_the_reference_keeps_no_minibatch_that_its_lid_has_no_value_for() -> None:
+    right = np.ones(250, dtype=np.bool_)
+    for wanted, kept in ((250, 250), (203, 203), (202, 200), (201, 200), (200, 200), (1, 0)):
+        success = np.arange(250) < wanted
+        found = reference_kept(Outcomes(right, right, success))
+        assert int(found.sum()) == kept
+        assert found[:kept].all()
+    # All three conditions count.
+    half = np.arange(250) % 2 == 0
+    assert int(reference_kept(Outcomes(half, right, right)).sum()) == 125
+    assert int(reference_kept(Outcomes(right, half, right)).sum()) == 125
