@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 MLFLOW_PORT ?= 5000
 
-.PHONY: train attack detect test ui bench lint types contracts pytest clean help
+.PHONY: train attack detect test faults ui bench lint types contracts pytest clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -57,7 +57,10 @@ contracts: .venv/installed-dev
 	$(BIN)/lint-imports --no-cache
 
 pytest: .venv/installed-dev
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not faults" $(PYTEST_ARGS)
+
+faults: .venv/installed-dev  ## kill workers, actors and drivers of running jobs (minutes)
+	$(BIN)/pytest -m faults $(PYTEST_ARGS)
 
 bench: .venv/installed-dev  ## run the benchmarks and write their record (minutes)
 	$(BIN)/python benchmarks/train.py

@@ -149,6 +149,7 @@ def test_four_workers_make_the_set_of_one_bit_for_bit(attacks, undisturbed, tmp_
     )
 
 
+@pytest.mark.faults
 def test_a_killed_actor_costs_its_shard_and_changes_nothing(attacks, undisturbed, tmp_path):
     job = attacks.start(tmp_path, *STEADY, "--pool.num-workers", "2", "--tracking.no-enabled")
     wait_for(lambda: len(stored_shards(tmp_path)) >= 2, "two shards")
@@ -162,6 +163,7 @@ def test_a_killed_actor_costs_its_shard_and_changes_nothing(attacks, undisturbed
     assert len(stored_shards(tmp_path)) == SHARDS
 
 
+@pytest.mark.faults
 def test_a_killed_job_makes_only_what_is_missing(attacks, undisturbed, tmp_path):
     job = attacks.start(tmp_path, *STEADY, "--tracking.no-enabled")
     wait_for(lambda: len(stored_shards(tmp_path)) >= 3, "three shards")

@@ -228,6 +228,7 @@ def test_features_are_one_row_an_image_and_plain_parquet(models, undisturbed):
     assert {len(row) for row in frame["features/layer3"]} == {64}
 
 
+@pytest.mark.faults
 def test_a_killed_actor_costs_its_shard_and_changes_nothing(models, undisturbed, tmp_path):
     job = models.start_extraction(tmp_path, "--pool.num-workers", "2")
     wait_for(lambda: len(stored_shards(tmp_path)) >= 2, "two shards")
@@ -238,6 +239,7 @@ def test_a_killed_actor_costs_its_shard_and_changes_nothing(models, undisturbed,
     assert len(stored_shards(tmp_path)) == 30
 
 
+@pytest.mark.faults
 def test_a_killed_job_extracts_only_what_is_missing(models, undisturbed, tmp_path):
     job = models.start_extraction(tmp_path)
     wait_for(lambda: len(stored_shards(tmp_path)) >= 3, "three shards")

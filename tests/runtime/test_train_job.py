@@ -113,6 +113,7 @@ def test_a_complete_run_is_found_again_and_not_trained_again(cluster, undisturbe
     assert summary(folder / "again.json") == summary(folder / "summary.json")
 
 
+@pytest.mark.faults
 def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed, tmp_path):
     job = cluster.start(tmp_path, *STEADY)
     run = run_folder(tmp_path / "runs")
@@ -124,6 +125,7 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed
     assert_same_weights(final_weights(tmp_path), final_weights(undisturbed[0]))
 
 
+@pytest.mark.faults
 def test_a_killed_driver_resumes_to_the_same_weights(cluster, undisturbed, tmp_path):
     job = cluster.start(tmp_path, *STEADY)
     run = run_folder(tmp_path / "runs")
