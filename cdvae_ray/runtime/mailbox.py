@@ -76,7 +76,7 @@ def open_mailbox() -> Any:
 
 @contextlib.contextmanager
 def reading(
-    mailbox: Any, handle: Callable[[Message], None], *, every_seconds: float = 0.5
+    mailbox: Any, handle: Callable[[Message], None], *, every_seconds: float = 2.0
 ) -> Iterator[None]:
     """Runs on the driver. Handles messages on a thread while the block runs, the last ones too."""
     done = threading.Event()
