@@ -117,4 +117,15 @@ def feature_extractor(
             expected=f"one trained on {space}",
             remedy=f"train it by jobs/train_classifier.py --input {space}",
         )
+    if (
+        cdvae is not None
+        and classifier is not None
+        and (cdvae.image_size, cdvae.class_names) != (classifier.image_size, classifier.class_names)
+    ):
+        raise ConfigError(
+            f"classifier for features of {space}",
+            got=f"{len(classifier.class_names)} classes of {classifier.image_size} pixels",
+            expected=f"the CD-VAE's {len(cdvae.class_names)} classes of {cdvae.image_size} pixels",
+            remedy="choose a classifier and a CD-VAE of one dataset",
+        )
     return FeatureExtractor(space, cdvae, classifier).eval()

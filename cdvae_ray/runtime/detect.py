@@ -215,9 +215,13 @@ def _detect(job: _Job, writer: Writer) -> DetectionOutcome:
         scores = _strict_scores(job, sets, features, tables)
     else:
         scores, skipped = _reference_scores(job, sets, features, fitted, steps)
-    say("testing detectors")
     detections: list[Detection] = []
-    for each in scores:
+    rows: list[DetectionRow] = []
+    for number, each in enumerate(scores, start=1):
+        say(
+            f"testing detectors, {number} of {len(scores)}: {each.method} in {each.space}, attacks "
+            f"on {each.threat_model.attacked}"
+        )
         found = (
             strict_detections(each, config.split)
             if config.protocol == "strict"
@@ -225,7 +229,9 @@ def _detect(job: _Job, writer: Writer) -> DetectionOutcome:
         )
         detections += found.detections
         skipped += found.skipped
-    rows = detection_rows(detections, seed=config.seed, num_resamples=config.num_resamples)
+        rows += detection_rows(
+            found.detections, seed=config.seed, num_resamples=config.num_resamples
+        )
     differences, unpaired = space_differences(
         detections, seed=config.seed, num_resamples=config.num_resamples
     )

@@ -19,6 +19,7 @@ from cdvae_ray.storage.artifact import MANIFEST, read_manifest
 from cdvae_ray.storage.shards import (
     ShardFacts,
     parse_table,
+    parsing,
     require_content,
     seal_shards,
     shard_facts,
@@ -239,14 +240,16 @@ def _shards(store: Store, facts: Mapping[str, Any]) -> Iterator[AdversarialImage
 
 
 def _parse(store: Store, name: str, content: bytes, identity_digest: str) -> AdversarialImages:
-    shard = parse_table(store, name, content, identity_digest)
-    shape = tuple(int(side) for side in shard.metadata[_SHAPE].decode().split(","))
-    rows = AdversarialImages(
-        images=shard.matrix("image").view(-1, *shape),
-        **{
-            field: shard.column(_COLUMNS.get(field, field))
-            for field in (*_INTEGERS, *_FLAGS, *_FLOATS)
-        },
-    )
-    require_content(store, name, rows.row_digests(), shard.content_digest)
+    with parsing(store, name):
+        shard = parse_table(store, name, content, identity_digest)
+        shape = tuple(int(side) for side in shard.metadata[_SHAPE].decode().split(","))
+        rows = AdversarialImages(
+            images=shard.matrix("image").view(-1, *shape),
+            **{
+                field: shard.column(_COLUMNS.get(field, field))
+                for field in (*_INTEGERS, *_FLAGS, *_FLOATS)
+            },
+        )
+        promised = shard.content_digest
+    require_content(store, name, rows.row_digests(), promised)
     return rows

@@ -19,6 +19,7 @@ from cdvae_ray.storage.artifact import read_manifest
 from cdvae_ray.storage.shards import (
     ShardFacts,
     parse_table,
+    parsing,
     require_content,
     shard_facts,
     table_bytes,
@@ -76,12 +77,19 @@ class ImageRows:
         )
 
     def row_digests(self) -> list[str]:
-        """SHA-256 of each row's id and numbers."""
+        """SHA-256 of each row's id and numbers, with their names and types."""
+        header = json.dumps([[name, str(each.dtype)] for name, each in self.columns.items()])
         parts = [
             np.ascontiguousarray(values.numpy()).reshape(len(self), -1).view(np.uint8)
             for values in (self.image_ids, *self.columns.values())
         ]
-        return [hashlib.sha256(row.tobytes()).hexdigest() for row in np.concatenate(parts, axis=1)]
+        named = hashlib.sha256(header.encode())
+        digests = []
+        for row in np.concatenate(parts, axis=1):
+            digest = named.copy()
+            digest.update(row.tobytes())
+            digests.append(digest.hexdigest())
+        return digests
 
 
 def concatenate_rows(parts: Sequence[ImageRows]) -> ImageRows:
@@ -172,11 +180,13 @@ def read_row_set(store: Store, kind: str) -> ImageRows:
 
 
 def _parse(store: Store, name: str, content: bytes, identity_digest: str) -> ImageRows:
-    shard = parse_table(store, name, content, identity_digest)
-    columns = {}
-    for column in json.loads(shard.metadata[_NAMES]):
-        is_vector = pa.types.is_fixed_size_list(shard.table.schema.field(column).type)
-        columns[column] = shard.matrix(column) if is_vector else shard.column(column)
-    rows = ImageRows(shard.column("image_id"), columns)
-    require_content(store, name, rows.row_digests(), shard.content_digest)
+    with parsing(store, name):
+        shard = parse_table(store, name, content, identity_digest)
+        columns = {}
+        for column in json.loads(shard.metadata[_NAMES]):
+            is_vector = pa.types.is_fixed_size_list(shard.table.schema.field(column).type)
+            columns[column] = shard.matrix(column) if is_vector else shard.column(column)
+        rows = ImageRows(shard.column("image_id"), columns)
+        promised = shard.content_digest
+    require_content(store, name, rows.row_digests(), promised)
     return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from cdvae_ray.errors import StorageError
+from cdvae_ray.errors import DataError, StorageError
 from cdvae_ray.storage.artifact import FORMAT_VERSION, MANIFEST, read_manifest, seal
 from cdvae_ray.storage.store import Store
 
@@ -105,16 +106,26 @@ def table_bytes(
     return sink.getvalue()
 
 
-def parse_table(store: Store, name: str, content: bytes, identity_digest: str) -> ParsedShard:
-    """A shard's table, if it is one of this set.
+@contextmanager
+def parsing(store: Store, name: str) -> Iterator[None]:
+    """Turns whatever a damaged file makes its reader raise into a StorageError.
 
-    Raises:
-        StorageError: it is no Parquet file, or of another set.
+    A changed byte of the footer may rename a column, retype it, or spoil the metadata.
     """
     try:
-        table = pq.read_table(io.BytesIO(content))
-    except (pa.ArrowException, OSError) as error:
-        raise damaged(store, name, str(error), "a Parquet file") from error
+        yield
+    except (pa.ArrowException, DataError, OSError, LookupError, TypeError, ValueError) as error:
+        got = f"{type(error).__name__} while reading ({error})"
+        raise damaged(store, name, got, "a Parquet file as it was written") from error
+
+
+def parse_table(store: Store, name: str, content: bytes, identity_digest: str) -> ParsedShard:
+    """A shard's table, if it is one of this set; call it, and read from it, within `parsing`.
+
+    Raises:
+        StorageError: it is of another set.
+    """
+    table = pq.read_table(io.BytesIO(content))
     metadata = table.schema.metadata or {}
     found = metadata.get(_IDENTITY, b"none").decode()
     if found != identity_digest:

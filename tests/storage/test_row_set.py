@@ -284,10 +284,6 @@ def test_one_changed_byte_among_the_rows_is_seen(tmp_path):
     assert changes_seen(Store.at(tmp_path), places) > len(places) / 4
 
 
-FOOTER_BUG = "a damaged footer raises KeyError, TypeError or ValueError instead of StorageError"
-
-
-@pytest.mark.xfail(strict=True, raises=(KeyError, TypeError, ValueError), reason=FOOTER_BUG)
 def test_one_changed_byte_of_the_footer_is_seen_or_harmless(tmp_path):
     content = shard(few_columns())
     places = range(footer_place(content), len(content), 3)
