@@ -14,6 +14,7 @@ from cdvae_ray.core.detectors.moments import ClassMoments
 from cdvae_ray.errors import ConfigError, DataError
 
 Precision = Literal["pinvh", "cholesky"]
+_BLOCK_ROWS = 2048  # of what is computed of a row, which a CPU's cache then holds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -37,6 +38,7 @@ class Mahalanobis:
         Raises:
             DataError: empty, non-finite or ill-shaped features.
         """
+        check_features(features, width=len(self.center))
         return self._to_all_classes(self._whitened(features))
 
     def score(self, features: Tensor) -> Tensor:
@@ -51,6 +53,11 @@ class Mahalanobis:
         Raises:
             DataError: empty, non-finite or ill-shaped features.
         """
+        check_features(features, width=len(self.center))
+        return torch.cat([self._scores_of(rows) for rows in torch.split(features, _BLOCK_ROWS)])
+
+    def _scores_of(self, features: Tensor) -> Tensor:
+        """`score` of a block."""
         whitened = self._whitened(features)
         nearest = self._to_all_classes(whitened.detach()).argmin(dim=1)
         # |w - w_c|^2 keeps the digits that a difference of products loses where classes lie far
@@ -59,7 +66,6 @@ class Mahalanobis:
 
     def _whitened(self, features: Tensor) -> Tensor:
         """w = (f - m0) A: (N, d) to (N, r)."""
-        check_features(features, width=len(self.center))
         with full_precision(features.device):
             return (features.to(self.center.dtype) - self.center) @ self.whitening
 
