@@ -14,6 +14,7 @@ from cdvae_ray.core.detectors.checks import check_features, check_labels
 from cdvae_ray.errors import DataError
 
 _BLOCK_ROWS = 8192  # bounds the float64 copies
+_GRAM_BLOCKS = 4
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -100,5 +101,15 @@ def _block_moments(features: Tensor, labels: Tensor, num_classes: int) -> ClassM
     counts = torch.bincount(labels, minlength=num_classes)
     means = class_sums(features, labels, num_classes) / counts.clamp(min=1)[:, None]
     residuals = features - means[labels]
-    scatter = residuals.T @ residuals
-    return ClassMoments(counts=counts, means=means, scatter=0.5 * (scatter + scatter.T))
+    return ClassMoments(counts=counts, means=means, scatter=_gram(residuals))
+
+
+def _gram(rows: Tensor) -> Tensor:
+    """rows^T rows, (N, d) to (d, d), by the blocks on and above the diagonal: 5/8 of the work."""
+    width = rows.shape[1]
+    step = max(1, -(-width // _GRAM_BLOCKS))
+    product = rows.new_empty(width, width)
+    for start in range(0, width, step):
+        product[start : start + step, start:] = rows[:, start : start + step].T @ rows[:, start:]
+    upper = product.triu()
+    return upper + upper.triu(1).T
