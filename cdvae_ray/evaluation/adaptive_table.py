@@ -150,12 +150,13 @@ def adaptive_text(rows: Sequence[AdaptiveRow]) -> str:
     wide = max(len("detector"), *(len(name) for name in names))
     attack_wide = max(len("attack"), *(len(row.attack) for row in rows))
     lines = [
-        f"  {'detector':<{wide}}  {'attack':<{attack_wide}}   FPR   clean flagged      n  fooled"
-        "  fooled and let pass"
+        f"  {'detector':<{wide}}  {'attack':<{attack_wide}}  steps   FPR   clean flagged"
+        "      n  fooled  fooled and let pass"
     ]
     for name, row in zip(names, rows, strict=True):
         lines.append(
-            f"  {name:<{wide}}  {row.attack:<{attack_wide}}  {row.false_positive_rate:4.0%}"
+            f"  {name:<{wide}}  {row.attack:<{attack_wide}}  {row.num_steps:5d}"
+            f"  {row.false_positive_rate:4.0%}"
             f"  {row.clean_flagged:14.1%}  {row.images:5d}  {row.fooled:6.1%}"
             f"  {row.success:6.1%} [{row.success_low:6.1%}, {row.success_high:6.1%}]"
             f"  [{notes.index(row.threat_model) + 1}]"

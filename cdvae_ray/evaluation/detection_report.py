@@ -271,19 +271,23 @@ def _control_part(controls: Sequence[ControlRow], rows: Sequence[DetectionRow]) 
 def _adaptive_part(rows: Sequence[AdaptiveRow]) -> str:
     if not rows:
         return ""
-    first = rows[0]
     return "\n\n".join(
         [
             "## Against an attacker who knows the detector",
-            f"L-inf, radius {255 * first.epsilon:.3g}/255, {first.num_steps} steps, attack-free "
-            "detectors. Success: the classifier is wrong and the detector lets the image pass, as "
-            "a share of images that are right without an attack, with 95 % intervals.",
+            "Attack-free detectors. Success: the classifier is wrong and the detector lets the "
+            "image pass, as a share of images that are right without an attack, with 95 % "
+            "intervals.",
             _table(
-                ["detector", "attack", "FPR", "clean flagged", "n", "fooled", "success", "threat"],
+                [
+                    *("detector", "attack", "radius", "steps", "FPR", "clean flagged", "n"),
+                    *("fooled", "success", "threat"),
+                ],
                 [
                     [
                         f"{row.method}({SPACE_SYMBOLS[row.space]})",
                         row.attack,
+                        f"{255 * row.epsilon:.3g}/255",
+                        str(row.num_steps),
                         f"{row.false_positive_rate:.0%}",
                         f"{row.clean_flagged:.1%}",
                         str(row.images),

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from cdvae_ray.config.attack import SUITES
 from cdvae_ray.config.classifier import InputKind
 from cdvae_ray.config.detection import REFERENCE_STD, AdaptiveStrategy
 from cdvae_ray.config.detection_job import (
@@ -625,6 +626,13 @@ def _adaptive(
             for strategy in config.strategies
         }
         known, unknown = (of(THREAT_MODELS[target]) for of in (known_threat, unknown_threat))
+        # An attack that knows no detector has the steps and the radius of its suite.
+        suite = next(a for a in SUITES[job.config.suite].attacks if a.label == stored.attack)
+        own = dataclasses.replace(
+            config,
+            num_steps=suite.num_steps or 1,
+            epsilon=config.epsilon if suite.epsilon is None else suite.epsilon,
+        )
         unaware = _unaware_rows(job, space, method, each, stored, ids, tables)
         for attack, found, threat in (
             (stored.attack, unaware, unknown),
@@ -638,7 +646,7 @@ def _adaptive(
                     space=name,
                     attack=attack,
                     threat_model=threat,
-                    config=config,
+                    config=own if found is unaware else config,
                     thresholds=each.thresholds,
                 )
             except DataError as error:

@@ -178,7 +178,8 @@ def test_text_carries_threat_models_and_intervals() -> None:
     rows = both_threats()
     lines = adaptive_text(rows).splitlines()
     for line, row, note in zip(lines[1:5], rows, (1, 1, 2, 2), strict=True):
-        assert line.split()[:3] == ["MD(R(x))", "orthogonal", f"{row.false_positive_rate:.0%}"]
+        rate = f"{row.false_positive_rate:.0%}"
+        assert line.split()[:4] == ["MD(R(x))", "orthogonal", str(row.num_steps), rate]
         assert line.endswith(f"[{note}]")
         low, high = wilson(round(4 * row.success), 4)
         shown = "".join(line.split())

@@ -408,7 +408,7 @@ def test_the_page_names_what_was_attacked_in_every_table(cifar_rows: list[Detect
         cells = dict(zip(cells_of(header), cells_of(line), strict=True))
         assert (cells["threat"], cells["success"]) == (threat, "12.5% [4.2%, 31.3%]")
         assert (cells["clean flagged"], cells["n"], cells["fooled"]) == ("6.1%", "47", "90.0%")
-    assert "radius 8/255, 100 steps" in last
+        assert (cells["radius"], cells["steps"]) == ("8/255", "100")
 
 
 def test_tables_have_as_many_cells_in_each_line(cifar_rows: list[DetectionRow]) -> None:
