@@ -44,6 +44,7 @@ from cdvae_ray.evaluation.detection_run import (
     strict_detections,
 )
 from cdvae_ray.evaluation.detection_scores import (
+    LayerScores,
     Outcomes,
     ScoreTable,
     SetRows,
@@ -610,6 +611,9 @@ def _adaptive(
         overwrite=job.config.overwrite,
         say=job.say,
     )
+    outcomes = {
+        target: read_outcomes(_unaware(made).store).select(ids) for target, made in sets.items()
+    }
     rows: list[AdaptiveRow] = []
     skipped: list[str] = []
     for (name, method), (space, each) in detectors.items():
@@ -633,7 +637,13 @@ def _adaptive(
             num_steps=suite.num_steps or 1,
             epsilon=config.epsilon if suite.epsilon is None else suite.epsilon,
         )
-        unaware = _unaware_rows(job, space, method, each, stored, ids, tables)
+        keys = _keys(job, space, stored)
+        unaware = _unaware_rows(
+            each,
+            outcomes[target],
+            clean=tables[space.name, keys["clean"]][method],
+            adversarial=tables[space.name, keys["adversarial"]][method],
+        )
         for attack, found, threat in (
             (stored.attack, unaware, unknown),
             *((strategy, run, known) for strategy, run in runs.items()),
@@ -712,20 +722,17 @@ def _adaptive_plan(
 
 
 def _unaware_rows(
-    job: _Job,
-    space: Space,
-    method: DetectorMethod,
     calibrated: CalibratedDetector,
-    stored: StoredSet,
-    ids: Tensor,
-    tables: Mapping[tuple[InputKind, str], ScoreTable],
+    outcomes: AdversarialImages,
+    *,
+    clean: Mapping[str, LayerScores],
+    adversarial: Mapping[str, LayerScores],
 ) -> ImageRows:
     """The same columns for an attack that knows no detector, from what is stored of it."""
-    outcomes: AdversarialImages = read_outcomes(stored.store).select(ids)
-    keys = _keys(job, space, stored)
+    ids = outcomes.image_ids
     scores = {}
-    for name in ("clean", "adversarial"):
-        _, layers = next(iter(tables[space.name, keys[name]][method].items()))
+    for name, by_setting in (("clean", clean), ("adversarial", adversarial)):
+        layers = next(iter(by_setting.values()))
         columns = torch.from_numpy(layers.values)[ids]
         scores[name] = calibrated.detector.combination.score(
             dict(zip(layers.layers, columns.T, strict=True))
