@@ -262,6 +262,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         run_name=plan.name,
         previous_run_id=_remembered(plan),
         tags={"job": plan.job.name, "preset": plan.preset, "config_digest": plan.digest},
+        on_run=functools.partial(_remember, plan),
     )
     with ending(writer):
         _describe(writer, plan)
@@ -269,7 +270,6 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         numbers = _fit(plan, writer, say)
         picture = plan.job.picture(plan.run, plan.splits.test, caption=plan.name)
         run_id = writer.run_id(timeout_seconds=15)
-        _remember(plan, run_id)
         outcome = _outcome(plan, numbers, run_id=run_id)
         store_results(
             plan.run,
@@ -288,9 +288,9 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
         return outcome
 
 
-def _remember(plan: _Plan, run_id: str | None) -> None:
-    """Notes the MLflow run, once there is one, for a job that resumes this one."""
-    if run_id and run_id != _remembered(plan):
+def _remember(plan: _Plan, run_id: str) -> None:
+    """Notes the MLflow run for a job that resumes this one."""
+    if run_id != _remembered(plan):
         address = tracking_address(plan.config.tracking, plan.config.storage)
         remember_tracking(plan.run, run_id=run_id, uri=address)
 
@@ -340,7 +340,6 @@ def _fit(plan: _Plan, writer: Writer, say: Say) -> FinalNumbers:
                 lines.epoch(report)
                 reports.append(report)
                 writer.log_metrics(report.metrics, step=report.epoch + 1)
-                _remember(plan, writer.run_id(timeout_seconds=0))
             case EpochProgress(progress):
                 lines.within_epoch(progress)
             case CheckpointSaved(name, report):

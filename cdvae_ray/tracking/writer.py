@@ -162,6 +162,7 @@ def open_writer(
     run_name: str,
     previous_run_id: str | None = None,
     tags: Mapping[str, str] | None = None,
+    on_run: Callable[[str], None] | None = None,
 ) -> Writer:
     """The writer that a config asks for.
 
@@ -173,6 +174,7 @@ def open_writer(
         run_name: shown by MLflow.
         previous_run_id: the run to go on with; a new run is made where it is gone.
         tags: of the run, besides those of its environment and its commit.
+        on_run: takes the run's id as soon as there is one, on the writer's thread.
 
     Raises:
         ConfigError: the store's address can never work.
@@ -187,6 +189,7 @@ def open_writer(
         run_name=run_name,
         previous_run_id=previous_run_id,
         tags=dict(tags or {}),
+        on_run=on_run,
     )
 
 
@@ -210,6 +213,7 @@ class RunWriter:
         run_name: shown by MLflow.
         previous_run_id: the run to reopen, where it exists in that store.
         tags: of the run, besides those of its environment and its commit.
+        on_run: takes the run's id as soon as there is one, on the writer's thread.
     """
 
     def __init__(
@@ -221,8 +225,10 @@ class RunWriter:
         run_name: str,
         previous_run_id: str | None,
         tags: dict[str, str],
+        on_run: Callable[[str], None] | None = None,
     ) -> None:
         self._uri = uri
+        self._on_run = on_run
         self._open: Callable[[], _Run] = lambda: _Run.open(
             uri, config.experiment, experiment_artifacts, run_name, previous_run_id, tags
         )
@@ -374,7 +380,15 @@ class RunWriter:
                 else:
                     self._warn_of_outage("the run", error)
                     self._pause(attempts)
+        if self._run is not None and self._on_run is not None:
+            self._announce(self._run.run_id, self._on_run)
         self._opened.set()
+
+    def _announce(self, run_id: str, on_run: Callable[[str], None]) -> None:
+        try:
+            on_run(run_id)
+        except Exception as error:  # noqa: BLE001 - tracking never stops training
+            self._warn_once("announce", f"MLflow run {run_id} is not noted: {_line(error)}")
 
     def _turn_off(self, error: Exception) -> None:
         with self._changed:
