@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         load,
         load_adversarial_set,
         load_classifier,
+        load_defense,
         load_detector,
     )
 
@@ -31,6 +32,7 @@ __all__ = [
     "load",
     "load_adversarial_set",
     "load_classifier",
+    "load_defense",
     "load_detector",
     "load_released_checkpoint",
 ]
@@ -43,6 +45,7 @@ _HOMES = {
     "load": "cdvae_ray.loading",
     "load_adversarial_set": "cdvae_ray.loading",
     "load_classifier": "cdvae_ray.loading",
+    "load_defense": "cdvae_ray.loading",
     "load_detector": "cdvae_ray.loading",
     "load_released_checkpoint": "cdvae_ray.core.released",
 }

@@ -8,6 +8,7 @@ from pathlib import Path
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
+from cdvae_ray.core.defenses import Defense
 from cdvae_ray.core.detectors.image_detector import ImageDetector
 from cdvae_ray.errors import CheckpointError
 from cdvae_ray.evaluation.detector_files import read_detector
@@ -22,6 +23,7 @@ from cdvae_ray.training.checkpoint import (
     newest_sound_checkpoint,
     read_checkpoint,
 )
+from cdvae_ray.training.defense_checkpoint import defense_of
 
 
 def load(location: str | Path) -> CDVAE:
@@ -52,6 +54,29 @@ def load_classifier(location: str | Path) -> ImageClassifier:
         TrackingError: MLflow has none at that address.
     """
     return classifier_of(checkpoint_at(location))
+
+
+def load_defense(location: str | Path, *, cdvae: str | Path | None = None) -> Defense:
+    """A defence as an ordinary module, in eval mode on the CPU.
+
+    It takes images (N, 3, S, S) in [0, 1] and answers logits (N, classes), differentiably and with
+    all that it does inside: other people's attacks take it as it is. It has `image_size` and
+    `class_names`.
+
+    Args:
+        location: as for `load`; of a fine-tuned CD-VAE, a purifier or a classifier.
+        cdvae: as for `load`; the CD-VAE of a classifier of G(x), whose checkpoint holds no G.
+
+    Raises:
+        CheckpointError: there is no sound checkpoint, it holds no defence, or it was trained behind
+            another CD-VAE.
+        TrackingError: MLflow has none at that address.
+    """
+    cdvaes = {}
+    if cdvae is not None:
+        checkpoint = checkpoint_at(cdvae)
+        cdvaes[model_digest(checkpoint)] = cdvae_of(checkpoint)
+    return defense_of(checkpoint_at(location), cdvaes)
 
 
 def load_adversarial_set(location: str | Path) -> AdversarialSet:

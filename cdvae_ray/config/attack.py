@@ -21,8 +21,8 @@ AttackKind = Literal[
     "jpeg",
     "auto_attack",
 ]
-ThreatModelName = Literal["classifier", "class-essential", "class-redundant"]
-SuiteName = Literal["smoke", "quick", "detection", "grey-box", "white-box"]
+ThreatModelName = Literal["classifier", "class-essential", "class-redundant", "defense"]
+SuiteName = Literal["smoke", "quick", "detection", "grey-box", "white-box", "white-box-pgd"]
 
 _CLIMBS = ("num_steps", "step_size", "keep", "drop_fooled")
 TAKES: dict[AttackKind, tuple[str, ...]] = {
@@ -140,6 +140,11 @@ class AttackConfig:
         if self.attack in _OTHER_MEASURES:
             return None
         return self.norm or "linf"
+
+    @property
+    def family(self) -> str:
+        """Attacks that a defence trained against one of them has seen: a ball, or a kind."""
+        return self.ball or self.attack
 
     @property
     def is_iterative_climb(self) -> bool:
@@ -270,6 +275,15 @@ SUITES: dict[SuiteName, Suite] = {
             AttackConfig(attack="stadv", label="StAdv", epsilon=_FLOW, num_steps=100, keep="last"),
         ),
         claims_robustness=False,
+    ),
+    "white-box-pgd": Suite(
+        summary="the balls of Table 6 against a whole defence: what is left when nothing transfers",
+        attacks=(
+            AttackConfig(attack="pgd", label="PGD-Linf", epsilon=_LINF, num_steps=100),
+            AttackConfig(attack="pgd", label="PGD-L2", epsilon=_L2, num_steps=100, norm="l2"),
+            AttackConfig(attack="margin_pgd", label="C&W-Linf", epsilon=_LINF, num_steps=100),
+        ),
+        claims_robustness=True,
     ),
     "white-box": Suite(
         summary="Table 7: AutoAttack in both norms, JPEG, StAdv, ReColorAdv, 100 iterations",

@@ -83,11 +83,13 @@ class AttackJobConfig:
     """Another number of steps, for one attack named by --attacks."""
     threat_model: ThreatModelName = "class-essential"
     """classifier: D(x). class-essential: D(R(x)) through the whole CD-VAE. class-redundant:
-    D_G(G(x)) through G."""
+    D_G(G(x)) through G. defense: a fine-tuned CD-VAE, a purifier or a robust classifier."""
     checkpoint: str = ""
     """The CD-VAE: a checkpoint or run folder, also in object storage, or runs:/..., models:/..."""
     classifier: str = ""
     """The classifier on x or G(x), likewise, for the threat models that attack one."""
+    defense: str = ""
+    """The defence, likewise, for the threat model defense."""
     data: DataConfig = field(default_factory=DataConfig)
     """Images."""
     split: Literal["test", "train"] = "test"
@@ -177,6 +179,7 @@ ATTACK_PRESETS: dict[str, AttackJobConfig] = {
     "detection": AttackJobConfig(suite="detection", threat_model="class-essential", data=_CIFAR10),
     "grey-box": AttackJobConfig(suite="grey-box", threat_model="classifier", data=_CIFAR10),
     "white-box": AttackJobConfig(suite="white-box", threat_model="class-redundant", data=_CIFAR10),
+    "white-box-pgd": AttackJobConfig(suite="white-box-pgd", threat_model="defense", data=_CIFAR10),
 }
 
 
@@ -186,6 +189,7 @@ def adversarial_set_identity(
     *,
     cdvae_digest: str | None,
     classifier_digest: str | None,
+    defense_digest: str | None = None,
     images_digest: str,
     is_stochastic: bool,
 ) -> dict[str, Any]:
@@ -194,7 +198,8 @@ def adversarial_set_identity(
     Args:
         attack: with its settings.
         config: of the job.
-        cdvae_digest, classifier_digest: of the attacked checkpoints; None for a part unused.
+        cdvae_digest, classifier_digest, defense_digest: of the attacked checkpoints; None for a
+            part unused.
         images_digest: of the clean images, which stands for their path.
         is_stochastic: whether the attacked function answers at random.
     """
@@ -212,6 +217,7 @@ def adversarial_set_identity(
         "threat_model": config.threat_model,
         "cdvae": cdvae_digest,
         "classifier": classifier_digest,
+        **({} if defense_digest is None else {"defense": defense_digest}),
         "images": images_digest,
         "split": config.split,
         "seed": config.seed,

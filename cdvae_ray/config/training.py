@@ -18,18 +18,27 @@ class TrainingConfig:
     """Passes over the training images: >= 1."""
     global_batch_size: int = 256
     """Images a step over all workers; must divide by the number of workers."""
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    """adamw with betas 0.9, 0.999, or sgd with momentum 0.9."""
     learning_rate: float = 1e-3
-    """Learning rate of AdamW (betas 0.9, 0.999): > 0."""
+    """Learning rate at its highest: > 0."""
     weight_decay: float = 1e-6
-    """Decoupled weight decay of AdamW: >= 0."""
-    schedule: Literal["constant", "cosine"] = "constant"
-    """constant, or cosine between learning_rate and minimum_learning_rate, a step an epoch."""
+    """Decoupled with adamw, an L2 penalty with sgd: >= 0."""
+    schedule: Literal["constant", "cosine", "steps"] = "constant"
+    """constant, cosine between learning_rate and minimum_learning_rate, or a tenth of it after each
+    of step_epochs. It changes between epochs."""
+    warmup_epochs: int = 0
+    """First epochs, over which the learning rate rises linearly to the schedule's: >= 0."""
+    step_epochs: tuple[int, ...] = ()
+    """For the schedule steps: rising epochs (from 0), >= 1, from each on the rate is a tenth."""
     cosine_period_epochs: int = 50
     """Epochs from the top of the cosine to its bottom (T_max); past it the rate rises again."""
     minimum_learning_rate: float = 2e-4
     """Bottom of the cosine: >= 0."""
     max_gradient_norm: float = 0.0
     """Clip the gradient's global L2 norm to this; 0 turns clipping off."""
+    max_gradient_value: float = 0.0
+    """Clip each entry of the gradient to [-this, this]; 0 turns clipping off."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """auto: bfloat16 autocast on GPUs that have it, float32 elsewhere. bfloat16 needs a GPU."""
     channels_last: bool = True
@@ -50,6 +59,19 @@ class TrainingConfig:
         at_least("training.cosine_period_epochs", self.cosine_period_epochs, 1)
         at_least("training.minimum_learning_rate", self.minimum_learning_rate, 0.0)
         at_least("training.max_gradient_norm", self.max_gradient_norm, 0.0)
+        at_least("training.max_gradient_value", self.max_gradient_value, 0.0)
+        at_least("training.warmup_epochs", self.warmup_epochs, 0)
+        epochs = self.step_epochs
+        require(
+            bool(epochs) == (self.schedule == "steps")
+            and all(early < late for early, late in zip((0, *epochs), epochs, strict=False)),
+            "training.step_epochs",
+            got=epochs or "none",
+            expected="rising epochs >= 1"
+            if self.schedule == "steps"
+            else f"none for the schedule {self.schedule}",
+            remedy="set --training.step-epochs with --training.schedule steps, else leave it out",
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,6 +101,32 @@ class EvaluationConfig:
         )
         at_least("evaluation.attack_num_steps", self.attack_num_steps, 1)
         at_least("evaluation.picture_images", self.picture_images, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DefenseEvaluationConfig:
+    """What is measured on the test images after training a defence: a first look, white-box."""
+
+    batch_size: int = 256
+    """Images a forward pass on each worker."""
+    attack_images: int = 256
+    """How many test images the short PGD look takes (fewer if there are fewer)."""
+    attack_epsilon: float = 8 / 255
+    """L-infinity radius of the PGD look, in pixel units [0, 1]."""
+    attack_num_steps: int = 10
+    """Iterations of the PGD look; the step size is epsilon / sqrt(num_steps)."""
+
+    def __post_init__(self) -> None:
+        at_least("evaluation.batch_size", self.batch_size, 1)
+        at_least("evaluation.attack_images", self.attack_images, 1)
+        require(
+            0.0 < self.attack_epsilon <= 1.0,
+            "evaluation.attack_epsilon",
+            got=self.attack_epsilon,
+            expected="a number in (0, 1]",
+            remedy="set --evaluation.attack-epsilon to such a number",
+        )
+        at_least("evaluation.attack_num_steps", self.attack_num_steps, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

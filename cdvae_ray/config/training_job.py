@@ -59,3 +59,14 @@ class TrainingJobConfig:
                 f"(mixup pairs neighbours on each of {self.resources.num_workers} workers)",
                 remedy="change it or set --augmentation.mixup-alpha 0",
             )
+
+
+def require_no_mixup(augmentation: AugmentationConfig) -> None:
+    """Raises ConfigError where mixup is on: a mixed image has no one label to be attacked from."""
+    require(
+        augmentation.mixup_alpha == 0,
+        "augmentation.mixup_alpha",
+        got=augmentation.mixup_alpha,
+        expected="0 where adversarial examples are trained on",
+        remedy="set --augmentation.mixup-alpha 0",
+    )

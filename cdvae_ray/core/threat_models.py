@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cdvae_ray.config.attack import ThreatModelName
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier, classifier_input
+from cdvae_ray.core.defenses import Defense
 from cdvae_ray.errors import ConfigError
 
 
@@ -38,6 +39,11 @@ THREAT_MODELS: dict[ThreatModelName, ThreatModel] = {
         "D_G(G(x)) through G",
         "white-box for the defence by G(x)",
     ),
+    "defense": ThreatModel(
+        "defense",
+        "a whole defence, through all of its parts",
+        "white-box for the defence",
+    ),
 }
 
 
@@ -45,17 +51,25 @@ class AttackedModel(nn.Module):
     """The function that a threat model names, as a module from images in [0, 1] to logits."""
 
     def __init__(
-        self, threat_model: ThreatModelName, cdvae: CDVAE | None, classifier: ImageClassifier | None
+        self,
+        threat_model: ThreatModelName,
+        cdvae: CDVAE | None = None,
+        classifier: ImageClassifier | None = None,
+        defense: Defense | None = None,
     ) -> None:
         super().__init__()
         self.threat_model = THREAT_MODELS[threat_model]
-        self.cdvae, self.classifier = cdvae, classifier
+        self.cdvae, self.classifier, self.defense = cdvae, classifier, defense
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, 3, S, S) in [0, 1] to logits (N, classes)."""
         if self.threat_model.name == "class-essential":
             assert self.cdvae is not None
             return self.cdvae.classify_essential(images)
+        if self.threat_model.name == "defense":
+            assert self.defense is not None
+            answer: Tensor = self.defense(images)
+            return answer
         assert self.classifier is not None
         logits: Tensor = self.classifier(
             classifier_input(images, self.classifier.input_kind, self.cdvae)
@@ -72,14 +86,19 @@ class AttackedModel(nn.Module):
         """Side of the images that it takes."""
         return self._part().image_size
 
-    def _part(self) -> CDVAE | ImageClassifier:
-        part = self.cdvae if self.threat_model.name == "class-essential" else self.classifier
+    def _part(self) -> CDVAE | ImageClassifier | Defense:
+        parts = {"class-essential": self.cdvae, "defense": self.defense}
+        part = parts.get(self.threat_model.name, self.classifier)
         assert part is not None
         return part
 
 
 def attacked_model(
-    threat_model: ThreatModelName, *, cdvae: CDVAE | None, classifier: ImageClassifier | None
+    threat_model: ThreatModelName,
+    *,
+    cdvae: CDVAE | None,
+    classifier: ImageClassifier | None,
+    defense: Defense | None = None,
 ) -> AttackedModel:
     """The function that a threat model names, of these parts.
 
@@ -91,6 +110,7 @@ def attacked_model(
     for what, part, needed in (
         ("checkpoint", cdvae, needs_cdvae),
         ("classifier", classifier, needs_classifier),
+        ("defense", defense, threat_model == "defense"),
     ):
         if (part is not None) != needed:
             raise ConfigError(
@@ -121,4 +141,4 @@ def attacked_model(
                 f"{cdvae.image_size} pixels",
                 remedy="choose a classifier and a CD-VAE of one dataset",
             )
-    return AttackedModel(threat_model, cdvae, classifier).eval()
+    return AttackedModel(threat_model, cdvae, classifier, defense).eval()

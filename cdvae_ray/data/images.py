@@ -94,12 +94,40 @@ class ImageSet:
                 remedy="lower or leave out the limit",
             )
         generator = torch.Generator().manual_seed(seed)
-        kept = torch.randperm(len(self), generator=generator)[:count]
+        return self._select(torch.randperm(len(self), generator=generator)[:count], self.name)
+
+    def first(self, count: int) -> ImageSet:
+        """The first `count` images, in [1, len(self)], under their own ids."""
+        assert 1 <= count <= len(self), f"{count} of {len(self)}"
+        return self._select(torch.arange(count), self.name)
+
+    def hold_out(self, count: int, seed: int) -> tuple[ImageSet, ImageSet]:
+        """Splits off `count` images of a seeded shuffle: (the others, these), renumbered from 0.
+
+        Args:
+            count: how many to hold out, in [1, len(self) - 1].
+            seed: of the shuffle.
+
+        Raises:
+            DataError: not one image would be left, or `count` is below 1.
+        """
+        if not 1 <= count < len(self):
+            raise DataError(
+                f"images held out of {self.name}",
+                got=count,
+                expected=f"a number of images in [1, {len(self) - 1}]",
+                remedy="hold out fewer",
+            )
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(seed))
+        held, others = order[:count].sort().values, order[count:].sort().values
+        return self._select(others, self.name), self._select(held, f"{self.name}, held out")
+
+    def _select(self, kept: Tensor, name: str) -> ImageSet:
         return ImageSet.build(
             self.images.index_select(0, kept),
             self.labels.index_select(0, kept),
             self.class_names,
-            self.name,
+            name,
         )
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cdvae_ray.config.classifier_job import ClassifierEvaluationConfig
-from cdvae_ray.config.training import EvaluationConfig
+from cdvae_ray.config.training import DefenseEvaluationConfig, EvaluationConfig
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
+from cdvae_ray.core.defenses import JointModel
 from cdvae_ray.data.batches import evaluation_batches
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.evaluation.classification import (
@@ -22,8 +23,15 @@ from cdvae_ray.evaluation.decomposition import (
     evaluate_clean,
     look_at_perturbations,
 )
+from cdvae_ray.evaluation.robustness import (
+    CLEAN_ACCURACY_SUMS,
+    ROBUSTNESS_SUMS,
+    accuracy,
+    robustness,
+)
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.distributed import all_reduce_sum, rank, world_size
+from cdvae_ray.training.purifier_model import PurifierModel
 from cdvae_ray.training.state import TrainState
 
 
@@ -79,3 +87,26 @@ def evaluate_classifier_task(
     means = tally.means()
     own = {name: means[f"{name}_on_{task.input_kind}"] for name in ("accuracy", "top5_accuracy")}
     return FinalNumbers(metrics={**own, **means}, test_images=tally.count, attacked_images=0)
+
+
+def evaluate_defense_task(
+    state: TrainState, test: ImageSet, config: DefenseEvaluationConfig
+) -> FinalNumbers:
+    """Of a defence: accuracy on clean images, and under a short PGD through all of it."""
+    model = state.model.eval()
+    defense = model.defense() if isinstance(model, JointModel | PurifierModel) else model
+    shard = {"batch_size": config.batch_size, "rank": rank(), "world_size": world_size()}
+    clean = accuracy(defense, evaluation_batches(test, **shard), state.device)
+    clean.reduce(all_reduce_sum, CLEAN_ACCURACY_SUMS)
+    attacked = robustness(
+        defense,
+        evaluation_batches(test, **shard, limit=config.attack_images),
+        config,
+        state.device,
+    )
+    attacked.reduce(all_reduce_sum, ROBUSTNESS_SUMS)
+    return FinalNumbers(
+        metrics={**clean.means(), **attacked.means()},
+        test_images=clean.count,
+        attacked_images=attacked.count,
+    )

@@ -42,6 +42,27 @@ class FeatureColumns(nn.Module):
             return columns
 
 
+class PredictionColumns(nn.Module):
+    """Label and a defence's answer to each image.
+
+    Args:
+        defense: images in [0, 1] to logits.
+        transform: done to the images first.
+    """
+
+    def __init__(
+        self, defense: nn.Module, transform: Callable[[Tensor], Tensor] | None = None
+    ) -> None:
+        super().__init__()
+        self.defense, self.transform = defense, transform
+
+    def forward(self, images: Tensor, labels: Tensor, image_ids: Tensor) -> Columns:
+        """Columns of a batch."""
+        with torch.inference_mode():
+            shown = images if self.transform is None else self.transform(images)
+            return {"label": labels, "prediction": self.defense(shown).argmax(dim=1)}
+
+
 def step_column(magnitude: float, layer: str) -> str:
     """The column of MD's score of a layer after a step of the image."""
     return f"m = {magnitude:g}/{layer}"

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from cdvae_ray.config.classifier import InputKind
 from cdvae_ray.config.classifier_job import TOP_K
-from cdvae_ray.config.training import EvaluationConfig
+from cdvae_ray.config.training import DefenseEvaluationConfig, EvaluationConfig
 
 _SYMBOLS: dict[InputKind, str] = {
     "images": "x",
@@ -57,6 +57,31 @@ def training_table(
         TableRow("|delta_R|", metrics["delta_essential_l2"], "L2, pixels", attacked, attack),
     ]
     return rows
+
+
+def defense_table(
+    metrics: Mapping[str, float],
+    evaluation: DefenseEvaluationConfig,
+    *,
+    test_images: int,
+    attacked: int,
+) -> list[TableRow]:
+    """The rows of a defence after training, each with its n and threat model.
+
+    Args:
+        metrics: the final numbers by the names of the summary.
+        evaluation: the attack's settings.
+        test_images: images behind the clean accuracy.
+        attacked: images behind the attack's numbers.
+    """
+    attack = (
+        f"white-box on the whole defence: PGD L-inf, eps {evaluation.attack_epsilon * 255:.3g}/255,"
+        f" {evaluation.attack_num_steps} steps"
+    )
+    return [
+        TableRow("accuracy of the defence", metrics["accuracy"], "", test_images, ""),
+        TableRow("accuracy under attack", metrics["attacked_accuracy"], "", attacked, attack),
+    ]
 
 
 def classifier_table(

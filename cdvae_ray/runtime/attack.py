@@ -45,7 +45,12 @@ from cdvae_ray.runtime.attack_actor import (
     decode_done,
     encode_task,
 )
-from cdvae_ray.runtime.parts import network_at, require_fit, require_same_cdvae
+from cdvae_ray.runtime.parts import (
+    defense_at,
+    network_at,
+    require_fit,
+    require_same_cdvae,
+)
 from cdvae_ray.runtime.pool import PoolLines, Say, connect_pool, run_on_pool
 from cdvae_ray.runtime.shared_images import share_images
 from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
@@ -138,6 +143,18 @@ class _Job:
         return f"attack-{self.preset}-{self.digest[:12]}"
 
 
+class MadeSet(NamedTuple):
+    """A whole set, with what it came to."""
+
+    stored: StoredSet
+    attack: AttackConfig
+    counts: AttackCounts
+    strength: StrengthCounts | None
+    """None where no variants were run."""
+    is_stochastic: bool
+    """Whether the attacked function answers at random."""
+
+
 def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
     """Runs on the driver. Makes or finds one adversarial set an attack, and reports on them.
 
@@ -170,13 +187,11 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
         return _report(job, writer)
 
 
-def make_sets(
-    config: AttackJobConfig, images: ImageSet, *, preset: str, say: Say
-) -> list[StoredSet]:
+def make_sets(config: AttackJobConfig, images: ImageSet, *, preset: str, say: Say) -> list[MadeSet]:
     """Runs on the driver. The sets of a job, found or made, for a job that goes on with them.
 
     Args:
-        config: the job; its checks and its tracking are left to `attack`.
+        config: the job; its tracking is left to `attack`.
         images: the clean images, of `config.data` and `config.split`.
         preset: the name it was started from, for people.
         say: takes lines of progress.
@@ -189,13 +204,19 @@ def make_sets(
         _find_stored(job, plan, say)
     _attack_missing(job, say)
     return [
-        StoredSet(
-            store=plan.store,
-            identity_digest=plan.digest,
-            content_digest=plan.content_digest,
-            shard_size=plan.shard_size,
-            attack=plan.config.label,
-            threat_model=config.threat_model,
+        MadeSet(
+            stored=StoredSet(
+                store=plan.store,
+                identity_digest=plan.digest,
+                content_digest=plan.content_digest,
+                shard_size=plan.shard_size,
+                attack=plan.config.label,
+                threat_model=config.threat_model,
+            ),
+            attack=plan.config,
+            counts=plan.counts,
+            strength=_strength(plan),
+            is_stochastic=job.is_stochastic,
         )
         for plan in job.plans
     ]
@@ -207,16 +228,30 @@ class _Parts(NamedTuple):
     model: AttackedModel
     cdvae_digest: str | None
     classifier_digest: str | None
+    defense_digest: str | None
 
 
 def _parts(config: AttackJobConfig, say: Say) -> _Parts:
     address = tracking_address(config.tracking, config.storage)
     cdvae, cdvae_digest = network_at(config.checkpoint, cdvae_of, address)
     classifier, classifier_digest = network_at(config.classifier, classifier_of, address)
-    model = attacked_model(config.threat_model, cdvae=cdvae, classifier=classifier)
+    defense = None
+    if config.defense:
+        cdvaes = {} if cdvae is None or cdvae_digest is None else {cdvae_digest: cdvae}
+        defense = defense_at(config.defense, cdvaes, address)
+        if defense.cdvae_digest == cdvae_digest:
+            cdvae = None  # It is inside the defence.
+    model = attacked_model(
+        config.threat_model,
+        cdvae=cdvae,
+        classifier=classifier,
+        defense=None if defense is None else defense.module,
+    )
     say(f"threat model: {config.threat_model}, attacking {model.threat_model.attacked}")
     require_same_cdvae(classifier, cdvae_digest)
-    return _Parts(model, cdvae_digest, classifier_digest)
+    return _Parts(
+        model, cdvae_digest, classifier_digest, None if defense is None else defense.digest
+    )
 
 
 def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet) -> _Job:
@@ -225,12 +260,17 @@ def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet)
     stochastic = is_stochastic(model, images.images[:_PROBE_IMAGES].float() / 255)
     root = Store.at(config.storage).child("adversarial")
     plans = []
-    for each in config.chosen_attacks():
+    for chosen in config.chosen_attacks():
+        each = chosen
+        if stochastic and chosen.attack == "auto_attack" and chosen.version is None:
+            # Its standard version counts a lucky draw as robust.
+            each = dataclasses.replace(chosen, version="rand")
         identity = adversarial_set_identity(
             each,
             config,
             cdvae_digest=parts.cdvae_digest,
             classifier_digest=parts.classifier_digest,
+            defense_digest=parts.defense_digest,
             images_digest=images.digest,
             is_stochastic=stochastic,
         )
@@ -250,7 +290,11 @@ def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet)
         preset=preset,
         images=images,
         model=model,
-        digests={"cdvae": parts.cdvae_digest, "classifier": parts.classifier_digest},
+        digests={
+            "cdvae": parts.cdvae_digest,
+            "classifier": parts.classifier_digest,
+            "defense": parts.defense_digest,
+        },
         is_stochastic=stochastic,
         plans=plans,
         root=root,
@@ -366,7 +410,7 @@ def _planned_set(job: _Job, plan: _Plan) -> PlannedSet:
             "threat_model": job.config.threat_model,
             "seed": job.config.seed,
             "source_cdvae": job.digests["cdvae"] or "",
-            "source_classifier": job.digests["classifier"] or "",
+            "source_classifier": job.digests["defense"] or job.digests["classifier"] or "",
         },
     )
 
@@ -453,27 +497,31 @@ def _first_rows(plan: _Plan, count: int) -> AdversarialImages:
 
 
 def _checks(job: _Job, plan: _Plan) -> list[Check]:
-    strength, why = None, "this suite's sets are what they are defined to be"
+    why = "this suite's sets are what they are defined to be"
     if SUITES[job.config.suite].claims_robustness:
         why = "turned off (--checks.strength-images 0)"
         if not strength_variants(plan.config):
             why = "not an iterative climb"
-    if plan.strength:
-        images = next(iter(plan.strength.values())).images
-        strength = StrengthCounts(
-            images=images,
-            robust=count_rows(_first_rows(plan, images), plan.config).robust,
-            one_step=_robust(plan, "one_step"),
-            twice_the_steps=_robust(plan, "twice_the_steps"),
-            five_starts=_robust(plan, "five_starts"),
-        )
     return sanity_checks(
         plan.counts,
         plan.config,
         is_stochastic=job.is_stochastic,
         eot_samples=job.config.eot_samples,
-        strength=strength,
+        strength=_strength(plan),
         why_no_strength=why,
+    )
+
+
+def _strength(plan: _Plan) -> StrengthCounts | None:
+    if not plan.strength:
+        return None
+    images = next(iter(plan.strength.values())).images
+    return StrengthCounts(
+        images=images,
+        robust=count_rows(_first_rows(plan, images), plan.config).robust,
+        one_step=_robust(plan, "one_step"),
+        twice_the_steps=_robust(plan, "twice_the_steps"),
+        five_starts=_robust(plan, "five_starts"),
     )
 
 

@@ -203,7 +203,12 @@ def _resolve(config: DetectionJobConfig, preset: str, say: Say) -> _Job:
 def _detect(job: _Job, writer: Writer) -> DetectionOutcome:
     config, say = job.config, job.say
     sets = {
-        target: make_sets(config.attack_job(target), job.splits.test, preset=job.preset, say=say)
+        target: [
+            made.stored
+            for made in make_sets(
+                config.attack_job(target), job.splits.test, preset=job.preset, say=say
+            )
+        ]
         for target in job.targets
     }
     features = _extract(job, sets)

@@ -12,12 +12,14 @@ from cdvae_ray.config.detection_job import DetectionJobConfig
 from cdvae_ray.config.feature_job import FeatureJobConfig
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
+from cdvae_ray.core.defenses import Defense
 from cdvae_ray.core.feature_extractor import FeatureExtractor, feature_extractor
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.loading import checkpoint_at
 from cdvae_ray.runtime.tracked import tracking_address
 from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of, model_digest
+from cdvae_ray.training.defense_checkpoint import defense_of, trained_against
 
 Network = TypeVar("Network", CDVAE, ImageClassifier)
 
@@ -123,6 +125,39 @@ def network_at(
         return None, None
     checkpoint = checkpoint_at(location, tracking_uri=address)
     return build(checkpoint), model_digest(checkpoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedDefense:
+    """A defence by the location of its checkpoint."""
+
+    module: Defense
+    digest: str
+    cdvae_digest: str | None
+    """Of the CD-VAE that was given beside it; None where its checkpoint holds all of it."""
+    trained_against: tuple[str, ...]
+    """Families of attacks."""
+
+
+def defense_at(location: str, cdvaes: Mapping[str, CDVAE], address: str) -> LoadedDefense:
+    """The defence at a location.
+
+    Args:
+        location: of its checkpoint.
+        cdvaes: by their digests, for a classifier of G(x).
+        address: of MLflow.
+
+    Raises:
+        CdvaeError: the checkpoint is missing, unsound, of another kind, or its CD-VAE is not there.
+    """
+    checkpoint = checkpoint_at(location, tracking_uri=address)
+    own = checkpoint.facts.get("cdvae_digest")
+    return LoadedDefense(
+        module=defense_of(checkpoint, cdvaes),
+        digest=model_digest(checkpoint),
+        cdvae_digest=None if own is None else str(own),
+        trained_against=trained_against(checkpoint),
+    )
 
 
 def require_same_cdvae(classifier: ImageClassifier | None, cdvae_digest: str | None) -> None:

@@ -13,18 +13,15 @@ from cdvae_ray.config.classifier_job import (
 )
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.data.images import ImageSet
-from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers, evaluate_classifier_task
 from cdvae_ray.evaluation.results import TableRow, classifier_table
-from cdvae_ray.loading import checkpoint_at
-from cdvae_ray.runtime.tracked import tracking_address
+from cdvae_ray.runtime.trained_parts import frozen_cdvae, require_same_data
 from cdvae_ray.runtime.training_job import (
     Say,
     TrainingJob,
     TrainOutcome,
     run_training,
 )
-from cdvae_ray.training.checkpoint import cdvae_of, model_digest
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.frozen_cdvae import FrozenCdvae
 
@@ -43,20 +40,8 @@ def train_classifier(config: ClassifierJobConfig, *, preset: str, say: Say) -> T
     cdvae = None
     if config.cdvae:
         say(f"CD-VAE: loading {config.cdvae}")
-        cdvae = frozen_cdvae(config)
+        cdvae = frozen_cdvae(config.cdvae, config)
     return run_training(ClassifierJob(config, cdvae), preset=preset, say=say)
-
-
-def frozen_cdvae(config: ClassifierJobConfig) -> FrozenCdvae:
-    """The CD-VAE that the job names.
-
-    Raises:
-        CheckpointError: there is none, or it is damaged or of another kind.
-        TrackingError: MLflow has none at that address.
-    """
-    address = tracking_address(config.tracking, config.storage)
-    checkpoint = checkpoint_at(config.cdvae, tracking_uri=address)
-    return FrozenCdvae.of(cdvae_of(checkpoint), model_digest(checkpoint))
 
 
 class ClassifierJob(TrainingJob):
@@ -74,7 +59,7 @@ class ClassifierJob(TrainingJob):
         """
         config = self._config
         if self._cdvae is not None:
-            _require_same_data(self._cdvae, train)
+            require_same_data("cdvae", self._cdvae, train)
         return ClassifierTask(
             input_kind=config.input,
             cdvae=self._cdvae,
@@ -135,24 +120,3 @@ class ClassifierJob(TrainingJob):
     @property
     def _cdvae_digest(self) -> str | None:
         return self._cdvae.digest if self._cdvae else None
-
-
-def _require_same_data(cdvae: FrozenCdvae, train: ImageSet) -> None:
-    if cdvae.image_size != train.image_size:
-        raise ConfigError(
-            "cdvae",
-            got=f"a CD-VAE of {cdvae.image_size}x{cdvae.image_size} images",
-            expected=f"one of {train.image_size}x{train.image_size} images, as in {train.name}",
-            remedy="choose another --cdvae or set --data.image-size",
-        )
-    if cdvae.class_names != train.class_names:
-        raise ConfigError(
-            "cdvae",
-            got=f"a CD-VAE of the classes {_listing(cdvae.class_names)}",
-            expected=f"the classes of {train.name}, {_listing(train.class_names)}",
-            remedy="choose a --cdvae that was trained on this dataset",
-        )
-
-
-def _listing(names: tuple[str, ...]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -72,6 +72,10 @@ class TrainingJob(ABC):
     def __init__(self, name: str, config: TrainingJobConfig) -> None:
         self.name, self.config = name, config
 
+    def training_images(self, train: ImageSet) -> ImageSet:
+        """What is trained on: all training images, unless a job holds some of them out."""
+        return train
+
     @abstractmethod
     def task(self, train: ImageSet) -> Task:
         """What the workers train.
@@ -163,7 +167,8 @@ def run_training(job: TrainingJob, *, preset: str, say: Say) -> TrainOutcome:
     config = job.config
     cluster.require_lasting_storage(config.storage)
     say(f"data: loading {config.data.source}")
-    splits = load_splits(config.data)
+    loaded = load_splits(config.data)
+    splits = loaded._replace(train=job.training_images(loaded.train))
     say(
         f"data: {splits.train.name} {len(splits.train):,} images, {splits.test.name} "
         f"{len(splits.test):,} images of {splits.train.image_size}x{splits.train.image_size}, "

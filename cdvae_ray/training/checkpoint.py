@@ -21,18 +21,25 @@ from cdvae_ray.core.classifier import ImageClassifier
 from cdvae_ray.errors import CheckpointError, StorageError
 from cdvae_ray.storage.artifact import MANIFEST, read_artifact, seal, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
+from cdvae_ray.training.baseline_task import PurifierTask
 from cdvae_ray.training.cdvae_task import CdvaeTask
 from cdvae_ray.training.classifier_task import ClassifierTask
+from cdvae_ray.training.finetune_task import FinetuneTask
 from cdvae_ray.training.state import TrainState, load_weights
 
 MODEL_FILE, OPTIMIZER_FILE = "model.safetensors", "optimizer.safetensors"
 CDVAE_KIND, CLASSIFIER_KIND = CdvaeTask.checkpoint_kind, ClassifierTask.checkpoint_kind
 _LOADERS = {
     CDVAE_KIND: "cdvae_ray.load",
-    CLASSIFIER_KIND: "cdvae_ray.loading.load_classifier",
+    CLASSIFIER_KIND: "cdvae_ray.load_classifier",
+    FinetuneTask.checkpoint_kind: "cdvae_ray.load_defense",
+    PurifierTask.checkpoint_kind: "cdvae_ray.load_defense",
 }
 # The facts that, with the weights, make a model what it is.
-_MODEL_FACTS = ("model", "image_size", "class_names", "input_kind", "cdvae_digest")
+_MODEL_FACTS = (
+    *("model", "image_size", "class_names", "input_kind", "cdvae_digest"),
+    *("cdvae_model", "classifier_model", "purifier", "width"),
+)
 _NAME = re.compile(r"epoch-(\d{4,})$")
 _log = logging.getLogger(__name__)
 
@@ -44,7 +51,7 @@ class Checkpoint(NamedTuple):
     """Its folder, for a person."""
     name: str
     kind: str
-    """What was trained: CDVAE_KIND or CLASSIFIER_KIND."""
+    """What was trained, as its task calls its checkpoints."""
     facts: dict[str, Any]
     """What it says of itself."""
     files: dict[str, bytes]

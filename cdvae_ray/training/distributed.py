@@ -33,6 +33,15 @@ def all_reduce_min(values: Tensor) -> Tensor:
     return values
 
 
+def all_gather_rows(values: Tensor) -> Tensor:
+    """All ranks' rows (N, ...), rank by rank; every rank must bring equally many."""
+    if world_size() == 1:
+        return values
+    gathered = [torch.empty_like(values) for _ in range(world_size())]
+    dist.all_gather(gathered, values.contiguous())
+    return torch.cat(gathered)
+
+
 def from_rank_zero(number: int, device: torch.device) -> int:
     """Rank 0's number, on every rank."""
     values = torch.tensor([number], dtype=torch.int64, device=device)

@@ -90,6 +90,7 @@ def train_epoch(
     metrics = {f"train_{name}": value for name, value in means.items() if name != "correct"}
     metrics["train_accuracy"] = means["correct"]
     metrics["learning_rate"] = learning_rate(state.task.training, epoch)
+    metrics |= state.end_epoch(epoch=epoch)
     metrics["epoch_seconds"] = seconds
     metrics["images_per_second"] = tally.count / seconds
     return EpochReport(epoch, metrics, tally.count, seconds)

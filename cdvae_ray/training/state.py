@@ -17,7 +17,15 @@ from cdvae_ray.core.sync_batch_norm import synchronize_batch_norm
 from cdvae_ray.data.batches import Batch
 from cdvae_ray.errors import CheckpointError, ConfigError
 from cdvae_ray.training.distributed import world_size
-from cdvae_ray.training.task import Replica, Task, TrainBatch
+from cdvae_ray.training.optimizer import (
+    build_optimizer,
+    expected_names,
+    load_optimizer_tensors,
+    optimizer_tensors,
+)
+from cdvae_ray.training.task import Replica, StatefulLoss, Task, TrainBatch
+
+_LOSS = "loss/"
 
 
 def resolve_precision(training: TrainingConfig, device: torch.device) -> str:
@@ -71,15 +79,9 @@ class TrainState:
                 # Synchronised layers hold equal statistics; otherwise rank 0's are the model's.
                 broadcast_buffers=not task.training.sync_batch_norm,
             )
-        self.replica = Replica(module, self.autocast)
+        self.replica = Replica(module, self.model, self.autocast)
         self.batch_loss = task.loss_on(device)
-        self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
-            lr=task.training.learning_rate,
-            betas=(0.9, 0.999),
-            weight_decay=task.training.weight_decay,
-            fused=True,
-        )
+        self.optimizer = build_optimizer(self.model, task.training)
 
     def train_step(self, batch: Batch, *, epoch: int, index: int) -> dict[str, Tensor]:
         """One optimiser step on this rank's part of global batch `index` of an epoch.
@@ -119,6 +121,8 @@ class TrainState:
         loss.total.backward()  # type: ignore[no-untyped-call]
         if training.max_gradient_norm > 0:
             nn.utils.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
+        if training.max_gradient_value > 0:
+            nn.utils.clip_grad_value_(self.model.parameters(), training.max_gradient_value)
         self.optimizer.step()
         return loss.sums
 
@@ -146,11 +150,13 @@ class TrainState:
         }
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """AdamW's moments and step counts by "<parameter>/<part>", on the CPU."""
+        """The optimiser's state by "<parameter>/<part>", and the loss's by "loss/<name>"."""
         return {
-            f"{name}/{part}": value.detach().to("cpu").contiguous()
-            for name, parameter in self.model.named_parameters()
-            for part, value in self.optimizer.state[parameter].items()
+            **optimizer_tensors(self.model, self.optimizer),
+            **{
+                f"{_LOSS}{name}": value.detach().to("cpu", copy=True).contiguous()
+                for name, value in self._loss_tensors().items()
+            },
         }
 
     def load_tensors(self, model: Mapping[str, Tensor], optimizer: Mapping[str, Tensor]) -> None:
@@ -160,20 +166,24 @@ class TrainState:
             CheckpointError: a tensor is missing, left over or of another shape.
         """
         load_weights(self.model, model)
-        parameters = dict(self.model.named_parameters())
-        parts = {"step", "exp_avg", "exp_avg_sq"}
-        expected = {f"{name}/{part}" for name in parameters for part in parts}
+        remembered = self._loss_tensors()
+        expected = expected_names(self.model, self.task.training)
+        expected |= {f"{_LOSS}{name}" for name in remembered}
         if set(optimizer) != expected:
             raise _other_tensors("optimiser state", set(optimizer), expected)
-        for name, parameter in parameters.items():
-            # The fused optimiser walks memory: moments must be laid out like their parameter.
-            moments = {
-                part: torch.empty_like(parameter.detach()) for part in ("exp_avg", "exp_avg_sq")
-            }
-            for part, moment in moments.items():
-                moment.copy_(optimizer[f"{name}/{part}"])
-            step = optimizer[f"{name}/step"].to(self.device)
-            self.optimizer.state[parameter] = {"step": step, **moments}
+        load_optimizer_tensors(self.model, self.optimizer, optimizer)
+        for name, value in remembered.items():
+            value.copy_(optimizer[f"{_LOSS}{name}"])
+
+    def end_epoch(self, *, epoch: int) -> dict[str, float]:
+        """What a loss with a memory does after an epoch; its metrics."""
+        if not isinstance(self.batch_loss, StatefulLoss):
+            return {}
+        is_last = epoch + 1 == self.task.training.epochs
+        return self.batch_loss.end_epoch(self.replica, epoch=epoch, is_last=is_last)
+
+    def _loss_tensors(self) -> dict[str, Tensor]:
+        return self.batch_loss.tensors if isinstance(self.batch_loss, StatefulLoss) else {}
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:

@@ -6,6 +6,7 @@ augmentation, optimiser, ranks, epochs and files, and nothing of what the number
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple, Protocol
@@ -48,6 +49,8 @@ class Replica(NamedTuple):
 
     module: nn.Module
     """Goes through DistributedDataParallel where several ranks train."""
+    model: nn.Module
+    """The same model by itself, for passes that no weight takes a gradient of."""
     autocast: Callable[[], AbstractContextManager[Any]]
     """The context of a forward pass in the run's precision."""
 
@@ -55,6 +58,25 @@ class Replica(NamedTuple):
 BatchLoss = Callable[[Replica, TrainBatch], StepLoss]
 """The loss of a batch. It draws random numbers by image id and epoch, so as not to depend on the
 number of ranks."""
+
+
+class StatefulLoss(ABC):
+    """A loss that remembers from step to step, and across an interruption.
+
+    Args:
+        tensors: what it remembers, by name, equal on every rank; kept with the optimiser's state.
+    """
+
+    def __init__(self, tensors: dict[str, Tensor]) -> None:
+        self.tensors = tensors
+
+    @abstractmethod
+    def __call__(self, replica: Replica, batch: TrainBatch) -> StepLoss:
+        """The loss of a batch."""
+
+    def end_epoch(self, replica: Replica, *, epoch: int, is_last: bool) -> dict[str, float]:
+        """Called by every rank after an epoch, before its checkpoint. Returns metrics of it."""
+        return {}
 
 
 class Task(Protocol):

@@ -7,6 +7,7 @@ from cdvae_ray.config.classifier import ClassifierConfig
 from cdvae_ray.config.model import ModelConfig
 from cdvae_ray.core.cdvae import build_cdvae
 from cdvae_ray.core.classifier import build_classifier
+from cdvae_ray.core.defenses import RedundantDefense
 from cdvae_ray.core.threat_models import THREAT_MODELS, attacked_model
 from cdvae_ray.errors import ConfigError
 
@@ -40,14 +41,18 @@ def test_each_threat_model_is_the_function_that_it_names():
             "classifier": on_images(images),
             "class-essential": model.decompose(images).logits,
             "class-redundant": on_redundant(model.decompose(images).class_redundant),
+            "defense": on_redundant(model.decompose(images).class_redundant),
         }
         parts = {
             "classifier": (None, on_images),
             "class-essential": (model, None),
             "class-redundant": (model, on_redundant),
+            "defense": (None, None, RedundantDefense(model, on_redundant)),
         }
-        for name, (vae, head) in parts.items():
-            attacked = attacked_model(name, cdvae=vae, classifier=head)
+        for name, (vae, head, *defense) in parts.items():
+            attacked = attacked_model(
+                name, cdvae=vae, classifier=head, defense=next(iter(defense), None)
+            )
             torch.testing.assert_close(attacked(images), expected[name])
             assert (attacked.image_size, attacked.class_names) == (16, NAMES)
     assert set(THREAT_MODELS) == set(expected)

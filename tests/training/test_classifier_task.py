@@ -15,7 +15,7 @@ from cdvae_ray.loading import checkpoint_digest, load, load_classifier
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.checkpoint import MODEL_FILE, model_files, read_checkpoint
 from cdvae_ray.training.state import TrainState
-from cdvae_ray.training.task import Replica, TrainBatch
+from cdvae_ray.training.task import TrainBatch
 
 from .conftest import CPU, tiny_cdvae, tiny_classifier_task
 
@@ -44,7 +44,7 @@ def test_the_loss_is_cross_entropy_on_the_classifiers_input(kind):
     state = TrainState(task, CPU)
     state.model.eval()
     batch = a_batch()
-    step = task.loss_on(CPU)(Replica(state.model, state.autocast), batch)
+    step = task.loss_on(CPU)(state.replica, batch)
     shown = classifier_input(batch.images, kind, task.frozen_cdvae(CPU))
     logits = state.model(shown)
     expected = cross_entropy_per_image(logits, batch.labels, batch.partner_labels, 0.7)
@@ -139,7 +139,9 @@ def test_a_checkpoint_of_the_other_kind_names_its_loader(tmp_path, make_run):
     make_run(tmp_path / "classifier", task=tiny_classifier_task(epochs=1)).fit()
     make_run(tmp_path / "cdvae", epochs=1).fit()
     for folder in ("classifier", "classifier/epoch-0001"):
-        with pytest.raises(CheckpointError, match=r"expected a CD-VAE .*loading.load_classifier$"):
+        with pytest.raises(
+            CheckpointError, match=r"expected a CD-VAE .*cdvae_ray.load_classifier$"
+        ):
             load(tmp_path / folder)
     for folder in ("cdvae", "cdvae/epoch-0001"):
         with pytest.raises(CheckpointError, match=r"expected a plain classifier .*cdvae_ray.load$"):
