@@ -6,13 +6,15 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cdvae_ray.config import presets
+from cdvae_ray.config.baseline import RecipeConfig
 from cdvae_ray.config.baseline_job import BaselineJobConfig
 from cdvae_ray.config.classifier_presets import classifier_preset
 from cdvae_ray.config.presets import Preset
 from cdvae_ray.config.training import DefenseEvaluationConfig, TrainingConfig
 
-DEFENSE_SMALL_IMAGES = 20_000
-"""Training images of the presets for a CPU, where an adversarial epoch costs five plain ones."""
+SMALL_IMAGES, SMALL_STEPS = 10_000, 5
+"""Training images and steps of the inner attack in the presets for a CPU, where an adversarial epoch
+costs as much as five plain ones."""
 
 
 def _like(name: str, training: TrainingConfig, *, attack_images: int = 256) -> BaselineJobConfig:
@@ -47,8 +49,12 @@ BASELINE_PRESETS: dict[str, Preset[BaselineJobConfig]] = {
         ),
     ),
     "cifar10-small": Preset(
-        "20,000 images of CIFAR-10, WRN-10-2, 4 epochs, for a CPU: start from a trained classifier",
-        replace(_small, data=replace(_small.data, train_limit=DEFENSE_SMALL_IMAGES)),
+        "10,000 images of CIFAR-10, WRN-10-2, 4 epochs, for a CPU: start from a trained classifier",
+        replace(
+            _small,
+            data=replace(_small.data, train_limit=SMALL_IMAGES),
+            recipe=RecipeConfig(num_steps=SMALL_STEPS),
+        ),
     ),
     # SGD with a step schedule, as Rice et al. (2020) and Zhang et al. (2019) train WideResNets.
     "cifar10": Preset(

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from cdvae_ray.config import presets
 from cdvae_ray.config.adversarial_objective import AdversarialObjectiveConfig
-from cdvae_ray.config.baseline_presets import baseline_preset
-from cdvae_ray.config.finetune_job import FinetuneJobConfig
+from cdvae_ray.config.baseline_presets import SMALL_STEPS, baseline_preset
+from cdvae_ray.config.finetune_job import FinetuneJobConfig, InnerAttackConfig
 from cdvae_ray.config.presets import Preset
 from cdvae_ray.config.train_job import TrainConfig
 from cdvae_ray.config.training import DefenseEvaluationConfig, TrainingConfig
@@ -56,8 +56,8 @@ FINETUNE_PRESETS: dict[str, Preset[FinetuneJobConfig]] = {
     ),
     "smoke": Preset("digits, tiny networks, 2 epochs: seconds, for tests", _of_baselines("smoke")),
     "cifar10-small": Preset(
-        "20,000 images of CIFAR-10, small networks, 4 epochs, for a CPU",
-        _of_baselines("cifar10-small"),
+        "10,000 images of CIFAR-10, small networks, 4 epochs, for a CPU",
+        replace(_of_baselines("cifar10-small"), attack=InnerAttackConfig(num_steps=SMALL_STEPS)),
     ),
     "cifar10": Preset(
         "CIFAR-10 by the paper's text: margin on probabilities, mixed with clean images",
