@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 MLFLOW_PORT ?= 5000
 
-.PHONY: train attack detect test faults ui bench lint types contracts pytest clean help
+.PHONY: train attack detect defend test faults ui bench lint types contracts pytest clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -38,6 +38,9 @@ attack: .venv/installed  ## attack a checkpoint: ARGS="[preset] --checkpoint run
 
 detect: .venv/installed  ## detect attacks: ARGS="[preset] --checkpoint ... --classifier ..."
 	@$(BIN)/python jobs/detect.py $(ARGS)
+
+defend: .venv/installed  ## attack defences: ARGS="[preset] --defenses NAME=runs/train/... ..."
+	@$(BIN)/python jobs/evaluate_defense.py $(ARGS)
 
 ui: .venv/installed  ## the MLflow UI of this folder's runs, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) \

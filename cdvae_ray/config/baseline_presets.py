@@ -13,8 +13,8 @@ from cdvae_ray.config.presets import Preset
 from cdvae_ray.config.training import DefenseEvaluationConfig, TrainingConfig
 
 SMALL_IMAGES, SMALL_STEPS = 10_000, 5
-"""Training images and steps of the inner attack in the presets for a CPU, where an adversarial epoch
-costs as much as five plain ones."""
+"""Training images and steps of the inner attack in the presets for a CPU, where an adversarial
+epoch costs as much as five plain ones."""
 
 
 def _like(name: str, training: TrainingConfig, *, attack_images: int = 256) -> BaselineJobConfig:

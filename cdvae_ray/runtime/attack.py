@@ -97,7 +97,10 @@ class _Plan:
     digest: str
     store: Store
     num_images: int
+    """The first ones of the job's images."""
     shard_size: int
+    is_further: bool = False
+    """Not of the job's suite: no look at its strength is wanted."""
     found: dict[str, ShardFacts] = dataclasses.field(default_factory=dict)
     counts: AttackCounts = dataclasses.field(default_factory=AttackCounts)
     variants: dict[str, AttackConfig] = dataclasses.field(default_factory=dict)
@@ -187,7 +190,15 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
         return _report(job, writer)
 
 
-def make_sets(config: AttackJobConfig, images: ImageSet, *, preset: str, say: Say) -> list[MadeSet]:
+def make_sets(
+    config: AttackJobConfig,
+    images: ImageSet,
+    *,
+    preset: str,
+    say: Say,
+    further: Sequence[AttackConfig] = (),
+    further_images: int = 0,
+) -> list[MadeSet]:
     """Runs on the driver. The sets of a job, found or made, for a job that goes on with them.
 
     Args:
@@ -195,11 +206,19 @@ def make_sets(config: AttackJobConfig, images: ImageSet, *, preset: str, say: Sa
         images: the clean images, of `config.data` and `config.split`.
         preset: the name it was started from, for people.
         say: takes lines of progress.
+        further: attacks besides the job's own, by the same actors; their sets come last.
+        further_images: on how many of the first images.
 
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    job = _plan(config, preset, _parts(config, say), images)
+    parts = _parts(config, say)
+    job = _plan(config, preset, parts, images)
+    if further:
+        job.plans.extend(
+            _planned(job, parts, each, images.first(further_images), is_further=True)
+            for each in further
+        )
     for plan in job.plans:
         _find_stored(job, plan, say)
     _attack_missing(job, say)
@@ -259,33 +278,7 @@ def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet)
     require_fit("the attacked model", model.class_names, model.image_size, images)
     stochastic = is_stochastic(model, images.images[:_PROBE_IMAGES].float() / 255)
     root = Store.at(config.storage).child("adversarial")
-    plans = []
-    for chosen in config.chosen_attacks():
-        each = chosen
-        if stochastic and chosen.attack == "auto_attack" and chosen.version is None:
-            # Its standard version counts a lucky draw as robust.
-            each = dataclasses.replace(chosen, version="rand")
-        identity = adversarial_set_identity(
-            each,
-            config,
-            cdvae_digest=parts.cdvae_digest,
-            classifier_digest=parts.classifier_digest,
-            defense_digest=parts.defense_digest,
-            images_digest=images.digest,
-            is_stochastic=stochastic,
-        )
-        digest = digest_of(identity)
-        plans.append(
-            _Plan(
-                config=each,
-                identity=identity,
-                digest=digest,
-                store=root.child(set_name(each, digest)),
-                num_images=len(images),
-                shard_size=config.pool.shard_size,
-            )
-        )
-    return _Job(
+    job = _Job(
         config=config,
         preset=preset,
         images=images,
@@ -296,8 +289,43 @@ def _plan(config: AttackJobConfig, preset: str, parts: _Parts, images: ImageSet)
             "defense": parts.defense_digest,
         },
         is_stochastic=stochastic,
-        plans=plans,
+        plans=[],
         root=root,
+    )
+    job.plans.extend(_planned(job, parts, each, images) for each in config.chosen_attacks())
+    return job
+
+
+def _planned(
+    job: _Job,
+    parts: _Parts,
+    attack: AttackConfig,
+    images: ImageSet,
+    *,
+    is_further: bool = False,
+) -> _Plan:
+    """The plan of one set on the job's images, or on the first of them."""
+    if job.is_stochastic and attack.attack == "auto_attack" and attack.version is None:
+        # Its standard version counts a lucky draw as robust.
+        attack = dataclasses.replace(attack, version="rand")
+    identity = adversarial_set_identity(
+        attack,
+        job.config,
+        cdvae_digest=parts.cdvae_digest,
+        classifier_digest=parts.classifier_digest,
+        defense_digest=parts.defense_digest,
+        images_digest=images.digest,
+        is_stochastic=job.is_stochastic,
+    )
+    digest = digest_of(identity)
+    return _Plan(
+        config=attack,
+        identity=identity,
+        digest=digest,
+        store=job.root.child(set_name(attack, digest)),
+        num_images=len(images),
+        shard_size=job.config.pool.shard_size,
+        is_further=is_further,
     )
 
 
@@ -341,7 +369,7 @@ def _attack_missing(job: _Job, say: Say) -> None:
             for name, ids in plan.shards.items()
             if name not in plan.found
         ]
-        if wants_strength and strength_images:
+        if wants_strength and strength_images and not plan.is_further:
             plan.variants = strength_variants(plan.config)
             step = job.config.pool.batch_size
             tasks += [
@@ -419,13 +447,13 @@ def _seal(job: _Job, plan: _Plan) -> None:
     assert plan.is_whole, f"{len(plan.found)} of {len(plan.shards)} shards"
     shards = [plan.found[name] for name in plan.shards]
     digests = [digest for shard in shards for digest in shard.row_digests]
-    assert len(digests) == len(job.images), f"{len(digests)} rows of {len(job.images)} images"
+    assert len(digests) == plan.num_images, f"{len(digests)} rows of {plan.num_images} images"
     facts = {
         "identity": plan.identity,
         "identity_digest": plan.digest,
         "label": plan.config.label,
         "threat_model": job.config.threat_model,
-        "images": len(job.images),
+        "images": plan.num_images,
         "class_names": list(job.images.class_names),
         "shard_size": plan.shard_size,
         "success": plan.counts.success,

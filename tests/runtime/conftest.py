@@ -52,10 +52,10 @@ class Cluster:
             timeout=timeout,
         )
 
-    def start(self, folder, *arguments):
-        """Starts the main job and leaves it running."""
+    def start(self, folder, *arguments, job="train"):
+        """Starts a job, the main one unless another is named, and leaves it running."""
         return subprocess.Popen(
-            self.command(*arguments),
+            self.command(*arguments, job=job),
             cwd=folder,
             env=self.environment,
             stdout=subprocess.PIPE,
