@@ -74,6 +74,7 @@ def _draw_block(axis: Any, block: DefenseBlock, defenses: Mapping[str, int]) -> 
     axis.set_ylim(len(quantities) * height, 0)
     axis.set_yticks([(group + 0.5) * height for group in range(len(quantities))], quantities)
     axis.set_xlim(-2, 102)
+    axis.set_xticks(range(0, 101, 20))
     axis.tick_params(labelsize=8)
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x", color="lightgrey", linewidth=0.5)

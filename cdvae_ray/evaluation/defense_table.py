@@ -194,8 +194,8 @@ class DefenseOutcomes:
             if wrong := int((each.correct & ~self.clean_correct).sum()):
                 raise DataError(
                     f"outcomes of {self.name}, {each.attack.label}",
-                    got=f"{wrong} images that are right under attack and wrong without one",
-                    expected="none",
+                    got=f"{wrong} right under attack but wrong without one",
+                    expected="no such image",
                     remedy="count an image as robust if it is right before and after the attack",
                 )
         for threat_model, group in self.by_threat_model().items():

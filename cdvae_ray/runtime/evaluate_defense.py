@@ -216,13 +216,13 @@ def _evaluate(job: _Job, writer: Writer) -> DefenseOutcome:
     if config.table == "grey-box":
         transfer = make_sets(config.transfer_job(), job.images, preset=job.preset, say=say)
     white_box = {each.name: _white_box(job, each) for each in job.defenses}
-    answers = _answers(job, transfer)
+    right = _answers(job, transfer)
     numbers: list[DefenseNumber] = []
     checks: dict[str, list[Check]] = {}
     remarks: list[str] = []
     dataset = None if config.paper == "none" else config.paper
     for each in job.defenses:
-        outcomes = _outcomes(job, each, transfer, white_box[each.name], answers)
+        outcomes = _outcomes(job, each, transfer, white_box[each.name], right)
         numbers += defense_numbers(outcomes, table=config.table, dataset=dataset)
         if each.loaded.digest == job.identity["source"]:
             remarks.append(
@@ -232,7 +232,7 @@ def _evaluate(job: _Job, writer: Writer) -> DefenseOutcome:
             remarks.append(remark)
         say(f"checking {each.name}")
         checks[each.name] = defense_checklist(
-            _evidence(job, each, outcomes, transfer, white_box[each.name], answers)
+            _evidence(job, each, outcomes, transfer, white_box[each.name], right)
         )
     return _report(job, writer, numbers=numbers, checks=checks, remarks=remarks)
 
@@ -261,14 +261,11 @@ def _white_box(job: _Job, each: _Defense) -> _WhiteBox:
     return _WhiteBox(made[:count], made[count:])
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Answers:
-    """Whether each defence is right, (n,) bool, by its name and what it was shown."""
-
-    right: dict[tuple[str, str], Tensor]
+_Right = dict[tuple[str, str], Tensor]
+"""Whether each defence is right, (n,) bool, by its name and what it was shown."""
 
 
-def _answers(job: _Job, transfer: Sequence[MadeSet]) -> _Answers:
+def _answers(job: _Job, transfer: Sequence[MadeSet]) -> _Right:
     """Every defence's answers to clean, transferred and transformed images, on the pool."""
     shown: list[tuple[str, ImageSource, str]] = [("clean", ImageSource(kind="clean"), "")]
     shown += [
@@ -316,7 +313,7 @@ def _answers(job: _Job, transfer: Sequence[MadeSet]) -> _Answers:
     for key, plan in plans.items():
         rows = read_row_set(plan.store, plan.kind)
         right[key] = rows["prediction"] == rows["label"]
-    return _Answers(right=right)
+    return right
 
 
 def _outcomes(
@@ -324,9 +321,9 @@ def _outcomes(
     each: _Defense,
     transfer: Sequence[MadeSet],
     white_box: _WhiteBox,
-    answers: _Answers,
+    right: _Right,
 ) -> DefenseOutcomes:
-    clean = answers.right[each.name, "clean"]
+    clean = right[each.name, "clean"]
     ids = torch.arange(len(job.images))
     attacked = [
         AttackedDefense(
@@ -334,7 +331,7 @@ def _outcomes(
             threat_model=_TRANSFER,
             is_white_box=False,
             # Transferred images know nothing of this defence: a wrong answer without them counts.
-            correct=clean & answers.right[each.name, made.attack.label],
+            correct=clean & right[each.name, made.attack.label],
             set_digest=made.stored.content_digest,
             eot_samples=1,
         )
@@ -374,7 +371,7 @@ def _evidence(
     outcomes: DefenseOutcomes,
     transfer: Sequence[MadeSet],
     white_box: _WhiteBox,
-    answers: _Answers,
+    right: _Right,
 ) -> DefenseEvidence:
     counts: dict[tuple[str, str], AttackCounts] = {}
     for threat_model, sets in ((_TRANSFER, transfer), (_WHITE_BOX, white_box.table)):
@@ -396,11 +393,11 @@ def _evidence(
         zero_strength={
             label: (
                 int(outcomes.clean_correct.sum()),
-                int(answers.right[each.name, name].sum()),
+                int(right[each.name, name].sum()),
                 n,
             )
             for label, (name, _) in _ZERO_STRENGTH.items()
-            if (each.name, name) in answers.right
+            if (each.name, name) in right
         },
         black_box=None,
         eot_samples=each.eot_samples,
