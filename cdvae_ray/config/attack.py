@@ -74,8 +74,8 @@ class AttackConfig:
     """Random starts."""
     num_searches: int | None = None
     """C&W-L2: steps of the search for its constant."""
-    version: Literal["standard", "rand"] | None = None
-    """AutoAttack: standard, or rand for stochastic models."""
+    version: Literal["standard", "rand", "square"] | None = None
+    """AutoAttack: standard, rand for stochastic models, or its black-box part square alone."""
 
     def __post_init__(self) -> None:
         require(

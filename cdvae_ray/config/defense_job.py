@@ -16,6 +16,8 @@ from cdvae_ray.config.tracking import TrackingConfig
 
 DEFENSE_REPORT_VERSION = 1
 """Raised when the same settings would give other numbers: part of every report's identity."""
+SQUARE_EPSILON = 8 / 255
+"""That of the tables' L-infinity attacks, with which Square is compared."""
 DefenseTable = Literal["grey-box", "white-box"]
 WHITE_BOX_SUITE: dict[DefenseTable, SuiteName] = {
     "grey-box": "white-box-pgd",
@@ -34,6 +36,9 @@ class EvidenceConfig:
     """Rising radii of white-box PGD L-infinity; accuracy must fall with them, and to nothing."""
     num_steps: int = 40
     """Steps of that attack: >= 1."""
+    black_box: bool = True
+    """Run Square (5,000 queries, L-infinity 8/255) on the defence: an attack without gradients
+    that beats one with them says that the gradients are masked."""
 
     def __post_init__(self) -> None:
         at_least("evidence.images", self.images, 0)
@@ -59,6 +64,20 @@ class EvidenceConfig:
             )
             for epsilon in self.epsilons
             if self.images
+        )
+
+    def square(self) -> tuple[AttackConfig, ...]:
+        """Square, or nothing."""
+        if not (self.black_box and self.images):
+            return ()
+        return (
+            AttackConfig(
+                attack="auto_attack",
+                label="Square",
+                epsilon=SQUARE_EPSILON,
+                norm="linf",
+                version="square",
+            ),
         )
 
 
@@ -295,7 +314,9 @@ DEFENSE_PRESETS: dict[str, Preset[DefenseJobConfig]] = {
         DefenseJobConfig(
             attacks=("JPEG", "StAdv"),
             data=DataConfig(source="digits", image_size=16, train_limit=256, test_limit=40),
-            evidence=EvidenceConfig(images=8, epsilons=(8 / 255, 64 / 255), num_steps=2),
+            evidence=EvidenceConfig(
+                images=8, epsilons=(8 / 255, 64 / 255), num_steps=2, black_box=False
+            ),
         ),
     ),
     "grey-box-small": Preset(

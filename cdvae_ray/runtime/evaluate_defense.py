@@ -243,22 +243,24 @@ class _WhiteBox(NamedTuple):
     table: list[MadeSet]
     sweep: list[MadeSet]
     """PGD L-infinity by rising radius, on the first images."""
+    square: list[MadeSet]
+    """Square on the first images, if it was run."""
 
 
 def _white_box(job: _Job, each: _Defense) -> _WhiteBox:
     config = job.config.white_box_job(each.location, each.cdvae, eot_samples=each.eot_samples)
-    sweep = job.config.evidence.sweep()
+    sweep, square = job.config.evidence.sweep(), job.config.evidence.square()
     job.say(f"{each.name}: white-box attacks")
     made = make_sets(
         config,
         job.images,
         preset=job.preset,
         say=job.say,
-        further=sweep,
+        further=[*sweep, *square],
         further_images=min(job.config.evidence.images, len(job.images)),
     )
-    count = len(made) - len(sweep)
-    return _WhiteBox(made[:count], made[count:])
+    first, second = len(made) - len(sweep) - len(square), len(made) - len(square)
+    return _WhiteBox(made[:first], made[first:second], made[second:])
 
 
 _Right = dict[tuple[str, str], Tensor]
@@ -399,7 +401,9 @@ def _evidence(
             for label, (name, _) in _ZERO_STRENGTH.items()
             if (each.name, name) in right
         },
-        black_box=None,
+        black_box=next(
+            ((made.counts.robust, made.counts.images) for made in white_box.square), None
+        ),
         eot_samples=each.eot_samples,
         detector_aware=False,
     )

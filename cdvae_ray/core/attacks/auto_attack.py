@@ -20,7 +20,7 @@ from cdvae_ray.core.attacks.search import look
 from cdvae_ray.core.random import derive_seed
 from cdvae_ray.errors import ConfigError, DataError
 
-Version = Literal["standard", "rand"]
+Version = Literal["standard", "rand", "square"]
 
 NUM_STEPS = 100
 MOST_TARGETS = 9
@@ -47,6 +47,7 @@ def auto_attack(
     standard: APGD on the cross-entropy, targeted APGD on DLR, targeted FAB, Square (5000 queries),
     with 9 targets or as many as there are. rand, for stochastic classifiers: APGD on the
     cross-entropy and on DLR, each gradient a mean over 20 draws, or over those of an `eot`.
+    square: Square alone, which sees answers and no gradient: a black-box attack.
 
     DLR needs 3 classes, its targeted form 4. With 3 classes, standard runs APGD on the untargeted
     DLR in the place of the targeted; with 2 both versions do without DLR.
@@ -60,7 +61,7 @@ def auto_attack(
         labels: (N,) int64, the true classes.
         epsilon: radius of the ball, in pixel units, > 0.
         norm: linf or l2; l2 needs sides of 5 pixels or more.
-        version: standard or rand.
+        version: standard, rand or square.
         seed, image_ids: make the seed of the package's generators.
         batch_size: images at a time, >= 1; None: all.
 
@@ -193,6 +194,11 @@ def _attacks(
         "n_restarts": 1,
     }
     targets = min(MOST_TARGETS, num_classes - 1)
+    square: Callable[[Tensor, Tensor], Tensor] = SquareAttack(
+        predict, p_init=0.8, n_queries=NUM_QUERIES, resc_schedule=False, **common
+    ).perturb
+    if settings.version == "square":
+        return [square]
 
     def apgd(loss: str, draws: int) -> Callable[[Tensor, Tensor], Tensor]:
         attack = APGDAttack(
@@ -218,9 +224,7 @@ def _attacks(
         FABAttack_PT(
             predict, n_iter=NUM_STEPS, targeted=True, n_target_classes=targets, **common
         ).perturb,
-        SquareAttack(
-            predict, p_init=0.8, n_queries=NUM_QUERIES, resc_schedule=False, **common
-        ).perturb,
+        square,
     ]
 
 
@@ -260,9 +264,12 @@ def _silent() -> logging.Logger:
 
 
 def _check_settings(version: str, batch_size: int | None) -> None:
-    if version not in ("standard", "rand"):
+    if version not in ("standard", "rand", "square"):
         raise ConfigError(
-            "version", got=repr(version), expected="standard or rand", remedy="pass either"
+            "version",
+            got=repr(version),
+            expected="standard, rand or square",
+            remedy="pass one of them",
         )
     if batch_size is not None and batch_size < 1:
         raise ConfigError(

@@ -39,7 +39,12 @@ def some_images(model, count=12, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("norm", "epsilon", "version"),
-    [("linf", 0.012, "standard"), ("l2", 0.12, "standard"), ("linf", 0.012, "rand")],
+    [
+        ("linf", 0.012, "standard"),
+        ("l2", 0.12, "standard"),
+        ("linf", 0.012, "rand"),
+        ("linf", 0.03, "square"),
+    ],
 )
 def test_it_is_the_packages_own_evaluation(norm, epsilon, version, monkeypatch):
     from pyautoattack import AutoAttack
@@ -54,8 +59,13 @@ def test_it_is_the_packages_own_evaluation(norm, epsilon, version, monkeypatch):
         model, images, labels, epsilon=epsilon, norm=norm, version=version, seed=5, image_ids=ids
     )
     seed = derive_seed(5, "auto_attack", *ids.tolist())
+    alone = {"version": "custom", "attacks": ["square"]}
     theirs = AutoAttack(
-        model, eps=epsilon, norm={"linf": "Linf", "l2": "L2"}[norm], seed=seed, version=version
+        model,
+        eps=epsilon,
+        norm={"linf": "Linf", "l2": "L2"}[norm],
+        seed=seed,
+        **(alone if version == "square" else {"version": version}),
     )
     theirs.square.n_queries = 60
     theirs.apgd.eot_iter = 3 if version == "rand" else 1
