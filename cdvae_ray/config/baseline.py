@@ -40,8 +40,9 @@ class RecipeConfig:
     """trades, sat: weight of the divergence between answers to x and to x' (6), >= 0."""
     target_momentum: float | None = None
     """sat: share of the old soft labels at each update (0.9), in [0, 1]."""
-    target_start_epoch: int | None = None
-    """sat: epoch (from 0) from which soft labels are updated (70), >= 0."""
+    target_start: float | None = None
+    """sat: share of the epochs after which soft labels are updated, in [0, 1] (0.7, as the authors'
+    70 of 100)."""
     validation_images: int | None = None
     """oia: training images held out to choose the epoch (1000), >= 1."""
     width: int | None = None
@@ -59,7 +60,7 @@ class RecipeConfig:
             ("num_steps", 1),
             ("weight", 0.0),
             ("target_momentum", 0.0),
-            ("target_start_epoch", 0),
+            ("target_start", 0.0),
             ("validation_images", 1),
             ("width", 2),
             ("pixel_weight", 0.0),
@@ -69,6 +70,7 @@ class RecipeConfig:
                 at_least(f"recipe.{name}", value, least)
         for name, holds, expected in (
             ("target_momentum", (self.target_momentum or 0.0) <= 1, "a number in [0, 1]"),
+            ("target_start", (self.target_start or 0.0) <= 1, "a number in [0, 1]"),
             ("width", (self.width or 2) % 2 == 0, "an even number"),
         ):
             require(
@@ -180,7 +182,7 @@ BASELINES: dict[BaselineName, Baseline] = {
     "sat": Baseline(
         label="SAT",
         source="self-adaptive training, Huang et al. (2020)",
-        defaults=replace(_LINF, weight=6.0, target_momentum=0.9, target_start_epoch=70),
+        defaults=replace(_LINF, weight=6.0, target_momentum=0.9, target_start=0.7),
         attack=_attack("pgd", "linf"),
         trained_against="linf",
     ),

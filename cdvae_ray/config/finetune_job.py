@@ -67,7 +67,7 @@ class FinetuneJobConfig(TrainingJobConfig):
     """Eq. (7)."""
     adversarial: AdversarialObjectiveConfig = field(default_factory=AdversarialObjectiveConfig)
     """Eqs. (8)-(10), on adversarial images."""
-    clean: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Eqs. (1)-(3), on clean images."""
     clean_weight: float = 1.0
     """Weight of Eq. (1) beside Eq. (8), >= 0; the released code trains without it: 0."""
@@ -122,7 +122,7 @@ def finetune_identity(
         "classifier": classifier_digest,
         "attack": to_dict(config.attack),
         "adversarial": to_dict(config.adversarial),
-        "clean": to_dict(config.clean),
+        "objective": to_dict(config.objective),
         "clean_weight": config.clean_weight,
         "augmentation": to_dict(config.augmentation),
         "training": {**to_dict(config.training), "precision": precision},

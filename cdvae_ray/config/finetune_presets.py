@@ -20,7 +20,7 @@ def _like(
     return FinetuneJobConfig(
         data=cdvae.data,
         augmentation=cdvae.augmentation,
-        clean=cdvae.objective,
+        objective=cdvae.objective,
         training=training,
         resources=cdvae.resources,
         evaluation=DefenseEvaluationConfig(attack_images=attack_images),

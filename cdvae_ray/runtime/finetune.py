@@ -63,7 +63,7 @@ class FinetuneJob(DefenseJob):
             cdvae=self._cdvae,
             classifier=self._classifier,
             adversarial=config.adversarial,
-            clean=config.clean,
+            clean=config.objective,
             clean_weight=config.clean_weight,
             attack=config.attack.attack(),
             training=config.training,
@@ -94,7 +94,7 @@ class FinetuneJob(DefenseJob):
             "classifier_digest": self._classifier.digest,
             "attack": to_dict(config.attack),
             "adversarial": to_dict(config.adversarial),
-            "clean": to_dict(config.clean),
+            "objective": to_dict(config.objective),
             "clean_weight": config.clean_weight,
             "evaluation": to_dict(config.evaluation),
         }

@@ -90,14 +90,14 @@ class RobustClassifierTask:
                 assert self.labels is not None
                 assert recipe.weight is not None
                 assert recipe.target_momentum is not None
-                assert recipe.target_start_epoch is not None
+                assert recipe.target_start is not None
                 return SelfAdaptiveLoss(
                     self.labels.to(device),
                     len(self.class_names),
                     attack=attack,
                     weight=recipe.weight,
                     momentum=recipe.target_momentum,
-                    start_epoch=recipe.target_start_epoch,
+                    start_epoch=round(recipe.target_start * self.training.epochs),
                     seed=seed,
                 )
             case "oia":

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from cdvae_ray.config.adversarial_objective import AdversarialObjectiveConfig
 from cdvae_ray.config.attack import AttackConfig
@@ -21,6 +21,7 @@ from cdvae_ray.core.adversarial_objective import (
     adversarial_terms,
 )
 from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.classifier import classifier_input
 from cdvae_ray.core.defenses import JointModel, JointOutput, RedundantDefense
 from cdvae_ray.core.objective import cdvae_loss
 from cdvae_ray.core.random import image_keys, keyed_normal
@@ -89,7 +90,7 @@ def _batch_loss(task: FinetuneTask, replica: Replica, batch: TrainBatch) -> Step
     assert isinstance(model, JointModel)
     seed = task.training.seed
     adversarial = adversarial_images(
-        Autocast(model.defense(), replica.autocast),
+        Autocast(MeanPath(model), replica.autocast),
         batch,
         task.attack,
         seed=seed,
@@ -128,6 +129,28 @@ def _batch_loss(task: FinetuneTask, replica: Replica, batch: TrainBatch) -> Step
             "robust_accuracy": robust.sum(),
         },
     )
+
+
+class MeanPath(nn.Module):
+    """D_G(G(x)) through the posterior mean, whatever the model does in evaluation.
+
+    What the inner attack follows: a sample would be drawn by an image's place in the batch, so that
+    its attack would depend on the other images and on the number of workers.
+    """
+
+    def __init__(self, model: JointModel) -> None:
+        super().__init__()
+        self.cdvae, self.classifier = model.cdvae, model.classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images (N, 3, S, S) in [0, 1] to logits (N, classes)."""
+        noise = None
+        if self.cdvae.config.evaluation_latent == "sample":
+            noise = images.new_zeros(len(images), self.cdvae.config.latent_size)
+        logits: Tensor = self.classifier(
+            classifier_input(images, "class_redundant", self.cdvae, noise=noise)
+        )
+        return logits
 
 
 def _clean(

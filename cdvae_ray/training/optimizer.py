@@ -62,7 +62,9 @@ def load_optimizer_tensors(
             if key.rpartition("/")[0] == name
         }
         optimizer.state[parameter] = {
-            part: value.to(parameter.device) if part == "step" else _laid_out(value, parameter)
+            part: value.to(parameter.device, copy=True)
+            if part == "step"
+            else _laid_out(value, parameter)
             for part, value in parts.items()
         }
 

@@ -98,6 +98,57 @@ def test_a_limit_beyond_the_set_is_an_error(make_set, count: int) -> None:
         make_set(20).limit(count, 0)
 
 
+def rows(image_set: ImageSet) -> list[tuple[bytes, int]]:
+    return [
+        (image.numpy().tobytes(), int(label))
+        for image, label in zip(image_set.images, image_set.labels, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("count", [1, 7, 19])
+def test_held_out_images_and_the_others_are_disjoint_and_all(make_set, count: int) -> None:
+    whole = make_set(20)
+    others, held = whole.hold_out(count, 0)
+    assert (len(others), len(held)) == (20 - count, count)
+    assert not set(rows(others)) & set(rows(held))
+    # Every image once, with its own label, in the order that it had.
+    order = {row: index for index, row in enumerate(rows(whole))}
+    assert len(order) == 20
+    assert sorted(rows(others) + rows(held)) == sorted(rows(whole))
+    for part in (others, held):
+        places = [order[row] for row in rows(part)]
+        assert places == sorted(places)
+        assert (part.class_names, part.image_size) == (whole.class_names, whole.image_size)
+    assert (others.name, held.name) == ("made/train", "made/train, held out")
+
+
+def test_what_is_held_out_depends_on_the_seed_alone(make_set) -> None:
+    whole = make_set(20)
+    torch.manual_seed(1)
+    first = [part.digest for part in whole.hold_out(7, 0)]
+    torch.rand(5)
+    assert [part.digest for part in make_set(20).hold_out(7, 0)] == first
+    assert len({whole.digest, *first, *(part.digest for part in whole.hold_out(7, 1))}) == 5
+    # Not simply the first ones or the last ones.
+    held = set(rows(whole.hold_out(7, 0)[1]))
+    assert held not in (set(rows(whole)[:7]), set(rows(whole)[-7:]))
+
+
+def test_holding_out_leaves_the_set_as_it_is(make_set) -> None:
+    whole = make_set(20)
+    digest = whole.digest
+    others, held = whole.hold_out(5, 0)
+    others.images.zero_()
+    held.images.zero_()
+    assert ImageSet.build(whole.images, whole.labels, whole.class_names, "x").digest == digest
+
+
+@pytest.mark.parametrize("count", [20, 21, 0, -1])
+def test_holding_out_all_or_none_is_an_error(make_set, count: int) -> None:
+    with pytest.raises(DataError, match=rf"held out of made/train: got {count}, .* \[1, 19\]"):
+        make_set(20).hold_out(count, 0)
+
+
 def test_importing_the_data_layer_stays_cheap() -> None:
     program = (
         "import sys, cdvae_ray.data;"
