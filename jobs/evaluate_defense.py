@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import sys
 
-from cdvae_ray.evaluation.defense_checklist import checklist_text
-
 from cdvae_ray.cli import parse, run_job, say, write_summary
 from cdvae_ray.config.defense_job import DEFENSE_PRESETS, DefenseJobConfig, defense_preset
+from cdvae_ray.evaluation.defense_checklist import checklist_text
 from cdvae_ray.evaluation.defense_table import defense_text
 
 

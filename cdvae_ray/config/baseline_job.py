@@ -52,7 +52,12 @@ class BaselineJobConfig(TrainingJobConfig):
 
 
 def baseline_identity(
-    config: BaselineJobConfig, *, precision: str, train_digest: str, classifier_digest: str | None
+    config: BaselineJobConfig,
+    *,
+    precision: str,
+    train_digest: str,
+    classifier_digest: str | None,
+    validation_digest: str | None = None,
 ) -> dict[str, Any]:
     """All that determines the trained weights: JSON values, without paths or resources.
 
@@ -61,12 +66,14 @@ def baseline_identity(
         precision: "float32" or "bfloat16", what "auto" came to.
         train_digest: the digest of the images that are trained on, which stands for their path.
         classifier_digest: of the trained classifier; None where there is none.
+        validation_digest: of the images held out, which choose an epoch; None where none are.
     """
     return {
         "kind": "baseline",
         "recipe_version": BASELINE_RECIPE_VERSION,
         "baseline": config.baseline,
         "train_images": train_digest,
+        "validation_images": validation_digest,
         "recipe": to_dict(config.chosen.recipe(config.recipe)),
         "augmentation": to_dict(config.augmentation),
         "network": to_dict(config.model) if classifier_digest is None else classifier_digest,

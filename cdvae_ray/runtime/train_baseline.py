@@ -9,6 +9,7 @@ from cdvae_ray.config.baseline_job import (
     baseline_identity,
     baseline_run_name,
 )
+from cdvae_ray.config.checks import require
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.core.random import derive_seed
 from cdvae_ray.data.images import ImageSet
@@ -57,10 +58,18 @@ class BaselineJob(DefenseJob):
 
     def training_images(self, train: ImageSet) -> ImageSet:
         """All of them, but for those that early stopping looks at."""
-        if self._recipe.validation_images is None:
+        count = self._recipe.validation_images
+        if count is None:
             return train
+        require(
+            count < len(train),
+            "recipe.validation_images",
+            got=count,
+            expected=f"fewer than the {len(train)} training images",
+            remedy="lower --recipe.validation-images",
+        )
         seed = derive_seed(self._config.training.seed, "validation")
-        rest, self._validation = train.hold_out(self._recipe.validation_images, seed)
+        rest, self._validation = train.hold_out(count, seed)
         return rest
 
     def task(self, train: ImageSet) -> RobustClassifierTask | PurifierTask:
@@ -101,6 +110,7 @@ class BaselineJob(DefenseJob):
             precision=precision,
             train_digest=train_digest,
             classifier_digest=self._classifier_digest,
+            validation_digest=None if self._validation is None else self._validation.digest,
         )
 
     def run_name(self, digest: str) -> str:

@@ -278,12 +278,22 @@ def every_training(config):
     ]
 
 
-def baseline_digest(config, *, precision="float32", images="i", classifier=None):
+def baseline_digest(config, *, precision="float32", images="i", classifier=None, validation=None):
     return digest_of(
         baseline_identity(
-            config, precision=precision, train_digest=images, classifier_digest=classifier
+            config,
+            precision=precision,
+            train_digest=images,
+            classifier_digest=classifier,
+            validation_digest=validation,
         )
     )
+
+
+def test_the_images_that_choose_an_epoch_are_part_of_the_identity():
+    base = replace(baseline_preset("quickstart"), baseline="oia")
+    digests = {baseline_digest(base, validation=each) for each in (None, "v", "w")}
+    assert len(digests) == 3
 
 
 @pytest.mark.parametrize("name", BASELINE_NAMES)

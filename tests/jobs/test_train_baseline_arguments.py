@@ -60,7 +60,8 @@ def no_cluster(monkeypatch):
         ),
         (
             ["smoke", "--baseline", "oia"],
-            "images held out of digits/train: got 1000, expected a number of images in [1, 255]",
+            "recipe.validation_images: got 1000, expected fewer than the 256 training images; "
+            "lower --recipe.validation-images",
         ),
         (
             [

@@ -13,7 +13,7 @@ from cdvae_ray.training.task import Replica, StatefulLoss, StepLoss, TrainBatch
 
 
 class SelfAdaptiveLoss(StatefulLoss):
-    """sum_i w_i (-t_i . log D(x_i) + weight KL(D(x_i) || D(x'_i))) / sum_i w_i.
+    """sum_i w_i (-t_i . log D(x_i)) / sum_i w_i + weight mean_i KL(D(x_i) || D(x'_i)).
 
     The soft label t_i starts at the label and, from an epoch on, follows the answers:
     t_i <- momentum t_i + (1 - momentum) D(x_i). w_i = max t_i takes images out that the classifier
