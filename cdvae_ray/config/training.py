@@ -75,35 +75,6 @@ class TrainingConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class EvaluationConfig:
-    """What is measured on the test images after training."""
-
-    batch_size: int = 256
-    """Images a forward pass on each worker."""
-    attack_images: int = 256
-    """How many test images the short PGD look takes (fewer if there are fewer)."""
-    attack_epsilon: float = 8 / 255
-    """L-infinity radius of the PGD look, in pixel units [0, 1]."""
-    attack_num_steps: int = 10
-    """Iterations of the PGD look; the step size is epsilon / sqrt(num_steps)."""
-    picture_images: int = 8
-    """Columns of the picture x, G(x), R(x)."""
-
-    def __post_init__(self) -> None:
-        at_least("evaluation.batch_size", self.batch_size, 1)
-        at_least("evaluation.attack_images", self.attack_images, 1)
-        require(
-            0.0 < self.attack_epsilon <= 1.0,
-            "evaluation.attack_epsilon",
-            got=self.attack_epsilon,
-            expected="a number in (0, 1]",
-            remedy="set --evaluation.attack-epsilon to such a number",
-        )
-        at_least("evaluation.attack_num_steps", self.attack_num_steps, 1)
-        at_least("evaluation.picture_images", self.picture_images, 1)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class DefenseEvaluationConfig:
     """What is measured on the test images after training a defence: a first look, white-box."""
 
@@ -127,6 +98,19 @@ class DefenseEvaluationConfig:
             remedy="set --evaluation.attack-epsilon to such a number",
         )
         at_least("evaluation.attack_num_steps", self.attack_num_steps, 1)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluationConfig(DefenseEvaluationConfig):
+    """What is measured on the test images after training a CD-VAE."""
+
+    picture_images: int = 8
+    """Columns of the picture x, G(x), R(x)."""
+
+    def __post_init__(self) -> None:
+        # Not super(): a dataclass with slots is another class than the one that super() means.
+        DefenseEvaluationConfig.__post_init__(self)
+        at_least("evaluation.picture_images", self.picture_images, 1)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

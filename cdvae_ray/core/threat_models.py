@@ -9,7 +9,11 @@ from torch import Tensor, nn
 from cdvae_ray.config.attack import ThreatModelName
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier, classifier_input
-from cdvae_ray.core.defenses import Defense
+from cdvae_ray.core.defenses import (
+    Defense,
+    require_image_classifier,
+    require_redundant_classifier,
+)
 from cdvae_ray.errors import ConfigError
 
 
@@ -121,24 +125,8 @@ def attacked_model(
                 remedy=f"{'set' if needed else 'leave out'} --{what}, or choose another "
                 "--threat-model",
             )
-    if classifier is not None:
-        wanted = "images" if threat_model == "classifier" else "class_redundant"
-        if classifier.input_kind != wanted:
-            raise ConfigError(
-                "classifier",
-                got=f"one trained on {classifier.input_kind}",
-                expected=f"one trained on {wanted} for the threat model {threat_model}",
-                remedy=f"train it by jobs/train_classifier.py --input {wanted}",
-            )
-        if cdvae is not None and (cdvae.class_names, cdvae.image_size) != (
-            classifier.class_names,
-            classifier.image_size,
-        ):
-            raise ConfigError(
-                "classifier",
-                got=f"{len(classifier.class_names)} classes of {classifier.image_size} pixels",
-                expected=f"the CD-VAE's {len(cdvae.class_names)} classes of "
-                f"{cdvae.image_size} pixels",
-                remedy="choose a classifier and a CD-VAE of one dataset",
-            )
+    if classifier is not None and cdvae is not None:
+        require_redundant_classifier(cdvae, classifier)
+    elif classifier is not None:
+        require_image_classifier(classifier)
     return AttackedModel(threat_model, cdvae, classifier, defense).eval()

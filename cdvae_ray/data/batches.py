@@ -24,6 +24,11 @@ class Batch(NamedTuple):
     image_ids: Tensor
     """(B,) int64: the index of each image in its ImageSet."""
 
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Images as float32 in [0, 1], and labels, on a device."""
+        images = self.images.to(device, non_blocking=True).float().div_(255)
+        return images, self.labels.to(device, non_blocking=True)
+
 
 class BatchSource(Protocol):
     """Training batches for one rank, whether from memory or streamed.

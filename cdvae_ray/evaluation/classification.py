@@ -45,8 +45,7 @@ def evaluate_classifier(
     tally = Tally(device)
     with torch.inference_mode():
         for batch in batches:
-            images = batch.images.to(device, non_blocking=True).float().div_(255)
-            labels = batch.labels.to(device, non_blocking=True)
+            images, labels = batch.on(device)
             noise = None
             if cdvae is not None:
                 ids = batch.image_ids.to(device, non_blocking=True)

@@ -38,7 +38,7 @@ def evaluate_clean(model: CDVAE, batches: Iterable[Batch], device: torch.device)
     tally = Tally(device)
     with torch.inference_mode():
         for batch in batches:
-            images, labels = _to_device(batch, device)
+            images, labels = batch.on(device)
             output = model(images)
             reconstructed = reconstruction_accuracy_per_image(
                 output.reconstruction, output.normalized_images
@@ -65,7 +65,7 @@ def look_at_perturbations(
     """
     tally = Tally(device)
     for batch in batches:
-        images, labels = _to_device(batch, device)
+        images, labels = batch.on(device)
         adversarial = pgd(
             model.classify_essential,
             images,
@@ -92,8 +92,3 @@ def look_at_perturbations(
 def _l2(differences: Tensor) -> Tensor:
     norms: Tensor = torch.linalg.vector_norm(differences.flatten(1), dim=1)
     return norms.sum()
-
-
-def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    images = batch.images.to(device, non_blocking=True).float().div_(255)
-    return images, batch.labels.to(device, non_blocking=True)

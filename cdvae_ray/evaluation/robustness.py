@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from cdvae_ray.config.training import DefenseEvaluationConfig
 from cdvae_ray.core.attacks.pgd import pgd
@@ -27,7 +27,7 @@ def accuracy(defense: nn.Module, batches: Iterable[Batch], device: torch.device)
     tally = Tally(device)
     with torch.inference_mode():
         for batch in batches:
-            images, labels = _to_device(batch, device)
+            images, labels = batch.on(device)
             right = defense(images).argmax(dim=1) == labels
             tally.add({"accuracy": right.sum()}, len(labels))
     return tally
@@ -45,7 +45,7 @@ def robustness(
     """
     tally = Tally(device)
     for batch in batches:
-        images, labels = _to_device(batch, device)
+        images, labels = batch.on(device)
         result = pgd(
             defense,
             images,
@@ -62,8 +62,3 @@ def robustness(
             {"attacked_clean_accuracy": right.sum(), "attacked_accuracy": held.sum()}, len(labels)
         )
     return tally
-
-
-def _to_device(batch: Batch, device: torch.device) -> tuple[Tensor, Tensor]:
-    images = batch.images.to(device, non_blocking=True).float().div_(255)
-    return images, batch.labels.to(device, non_blocking=True)

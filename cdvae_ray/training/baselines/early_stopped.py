@@ -74,8 +74,7 @@ class EarlyStoppedLoss(StatefulLoss):
         for batch in evaluation_batches(
             self.validation, batch_size=_BATCH, rank=rank(), world_size=world_size()
         ):
-            images = batch.images.to(device).float() / 255
-            labels = batch.labels.to(device)
+            images, labels = batch.on(device)
             result = run_attack(
                 self.loss.attack, classify, images, labels, seed=seed, image_ids=batch.image_ids
             )
