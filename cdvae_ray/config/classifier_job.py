@@ -12,6 +12,8 @@ from cdvae_ray.config.training_job import TrainingJobConfig
 
 CLASSIFIER_RECIPE_VERSION = 1
 """Raised when the same settings would give other weights: part of every run's identity."""
+CLASSIFIER_EVALUATION_VERSION = 2
+"""Likewise of the numbers after training. 2: R(x) is normalised as R(x) by every classifier."""
 TOP_K = 5
 """The k of the top-5 accuracy; with fewer classes, their number."""
 
@@ -88,6 +90,7 @@ def classifier_evaluation_identity(
     """All that determines the numbers after training."""
     return {
         "kind": "classifier-evaluation",
+        "recipe_version": CLASSIFIER_EVALUATION_VERSION,
         "training": training_digest,
         "test_images": test_digest,
         "evaluation": to_dict(config.evaluation),

@@ -75,6 +75,27 @@ class ImageClassifier(nn.Module):
         logits: Tensor = self.network((inputs - self.pixel_mean) / self.pixel_std)
         return logits
 
+    def classify(self, inputs: Tensor, shown: InputKind) -> Tensor:
+        """Logits for another input than that trained on, normalised as what it is (Table 3).
+
+        The paper's networks live in normalised units: R(x) has no mean to subtract, whichever
+        network looks at it, and x and G(x) have.
+
+        Args:
+            inputs: float, (N, 3, S, S), in pixel units.
+            shown: what the inputs are.
+
+        Returns:
+            (N, classes); for the own kind of input, what `forward` gives.
+
+        Raises:
+            DataError: the inputs are not floating point of that shape.
+        """
+        has_mean = {kind: kind != "class_essential" for kind in (shown, self.input_kind)}
+        mean = self.pixel_std.new_tensor(self.config.pixel_mean).view_as(self.pixel_mean)
+        shift = int(has_mean[shown]) - int(has_mean[self.input_kind])
+        return self(inputs - shift * mean) if shift else self(inputs)
+
 
 def classifier_input(
     images: Tensor, input_kind: InputKind, cdvae: CDVAE | None, *, noise: Tensor | None = None

@@ -31,7 +31,7 @@ def evaluate_classifier(
 ) -> Tally:
     """Top-1 and top-5 accuracy on x and, with a CD-VAE, on G(x) and R(x): a row of Table 3.
 
-    The classifier stays as it was trained, with its own normalisation, whatever it is shown.
+    The classifier stays as it was trained; what it is shown is normalised as what it is.
 
     Args:
         model: in eval mode, on `device`.
@@ -52,7 +52,7 @@ def evaluate_classifier(
                 noise = latent_noise(cdvae, ids, purpose="evaluate.latent", seed=0, epoch=0)
             sums = {}
             for kind in kinds_of_input(cdvae):
-                logits = model(classifier_input(images, kind, cdvae, noise=noise))
+                logits = model.classify(classifier_input(images, kind, cdvae, noise=noise), kind)
                 sums[f"accuracy_on_{kind}"] = top_k_correct(logits, labels, 1)
                 sums[f"top5_accuracy_on_{kind}"] = top_k_correct(logits, labels, TOP_K)
             tally.add(sums, len(labels))

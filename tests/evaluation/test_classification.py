@@ -72,14 +72,33 @@ def test_accuracies_equal_plain_sums_for_any_sharding(model, images):
         parts = cdvae.decompose(floats)
         inputs = (floats, parts.class_redundant, parts.class_essential)
         expected = {}
+        std = model.pixel_std
         for kind, shown in zip(INPUT_KINDS, inputs, strict=True):
-            ranked = model(shown).argsort(dim=1, descending=True)
+            # R(x) is a difference: no mean is subtracted from it, by whichever classifier.
+            mean = 0 if kind == "class_essential" else model.pixel_mean
+            ranked = model.network((shown - mean) / std).argsort(dim=1, descending=True)
             hits = ranked == images.labels.unsqueeze(1)
             expected[f"accuracy_on_{kind}"] = hits[:, 0].sum().item()
             expected[f"top5_accuracy_on_{kind}"] = hits[:, :5].sum().item()
     assert len(set(expected.values())) > 2
     for batch_size, ranks in ((23, 1), (5, 3), (1, 2)):
         assert total(model, images, cdvae, batch_size, ranks) == expected
+
+
+@pytest.mark.parametrize("trained_on", INPUT_KINDS)
+def test_a_classifier_is_shown_every_part_in_normalised_units(trained_on):
+    config = ClassifierConfig(depth=10, widen_factor=1)
+    model = build_classifier(
+        config, input_kind=trained_on, image_size=16, class_names=CLASSES, seed=0
+    ).eval()
+    inputs = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    mean = torch.tensor(config.pixel_mean).view(1, 3, 1, 1)
+    std = torch.tensor(config.pixel_std).view(1, 3, 1, 1)
+    with torch.no_grad():
+        assert torch.equal(model.classify(inputs, trained_on), model(inputs))
+        for shown in INPUT_KINDS:
+            normalized = (inputs - (0 if shown == "class_essential" else mean)) / std
+            torch.testing.assert_close(model.classify(inputs, shown), model.network(normalized))
 
 
 def test_without_a_cdvae_only_images_are_shown(model, images):
