@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from cdvae_ray.config.classifier import ClassifierConfig, InputKind
+from cdvae_ray.config.model import Triple
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.inputs import register_pixel_units, require_dataset, require_images
 from cdvae_ray.core.vae import reparameterize
@@ -56,8 +57,7 @@ class ImageClassifier(nn.Module):
             num_classes=len(class_names),
             dropout=config.dropout,
         )
-        mean = (0.0, 0.0, 0.0) if input_kind == "class_essential" else config.pixel_mean
-        register_pixel_units(self, mean, config.pixel_std)
+        register_pixel_units(self, _mean_of(input_kind, config), config.pixel_std)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Logits (N, classes) for inputs in pixel units.
@@ -91,10 +91,12 @@ class ImageClassifier(nn.Module):
         Raises:
             DataError: the inputs are not floating point of that shape.
         """
-        has_mean = {kind: kind != "class_essential" for kind in (shown, self.input_kind)}
-        mean = self.pixel_std.new_tensor(self.config.pixel_mean).view_as(self.pixel_mean)
-        shift = int(has_mean[shown]) - int(has_mean[self.input_kind])
-        return self(inputs - shift * mean) if shift else self(inputs)
+        require_images(
+            inputs, self.image_size, what="inputs of the classifier", units="pixel units"
+        )
+        mean = self.pixel_std.new_tensor(_mean_of(shown, self.config)).view_as(self.pixel_std)
+        logits: Tensor = self.network((inputs - mean) / self.pixel_std)
+        return logits
 
 
 def classifier_input(
@@ -149,6 +151,11 @@ def build_classifier(
             class_names=class_names,
             cdvae_digest=cdvae_digest,
         )
+
+
+def _mean_of(input_kind: InputKind, config: ClassifierConfig) -> Triple:
+    """What is subtracted from an input of a kind: from R(x), a difference, nothing."""
+    return (0.0, 0.0, 0.0) if input_kind == "class_essential" else config.pixel_mean
 
 
 def _class_redundant(images: Tensor, cdvae: CDVAE, noise: Tensor | None) -> Tensor:

@@ -18,7 +18,8 @@ from cdvae_ray.core.feature_extractor import Extraction, FeatureExtractor
 FEATURE_PREFIX = "features/"
 Columns = dict[str, Tensor]
 ImageComputation = Callable[[Tensor, Tensor, Tensor], Columns]
-"""Images (N, 3, S, S), labels (N,), image ids (N,) to columns (N,) or (N, d)."""
+"""Images (N, 3, S, S), labels (N,), image ids (N,) to columns (N,) or (N, d). One of pairs is given
+the clean images first."""
 
 
 class FeatureColumns(nn.Module):

@@ -20,6 +20,8 @@ from cdvae_ray.storage.row_set import ROWS, ImageRows, rows_bytes
 from cdvae_ray.storage.shards import ShardFacts, shard_facts
 from cdvae_ray.storage.store import Store
 
+_CLEAN = ImageSource(kind="clean")
+
 
 class RowTask(NamedTuple):
     """A shard to make, by any actor, again if it was lost."""
@@ -46,6 +48,8 @@ class PlannedRows:
     computation: int
     """Which of the job's computations."""
     labels: dict[str, str | int]
+    is_paired: bool
+    """The computation is given the clean images first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,9 +105,12 @@ class RowActor:
         image_ids = torch.tensor(list(planned.image_ids[task.start : task.stop]))
         parts = []
         for ids in torch.split(image_ids, self.work.batch_size):
-            images = planned.source.load(clean, ids).to(self.device)
-            images = images.contiguous(memory_format=self.layout)
-            columns = compute(images, clean.labels[ids].to(self.device), ids)
+            sources = [_CLEAN, planned.source] if planned.is_paired else [planned.source]
+            shown = [
+                each.load(clean, ids).to(self.device).contiguous(memory_format=self.layout)
+                for each in sources
+            ]
+            columns = compute(*shown, clean.labels[ids].to(self.device), ids)
             parts.append({name: values.cpu() for name, values in columns.items()})
         rows = ImageRows(
             image_ids, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -48,6 +48,8 @@ class RowSetPlan:
     """By its name."""
     labels: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
     """Further columns beside those of the source."""
+    is_paired: bool = False
+    """The computation is given the clean images first, then those of the source."""
 
     @property
     def digest(self) -> str:
@@ -161,6 +163,7 @@ def _compute(
                 image_ids=plan.image_ids,
                 computation=names.index(plan.computation),
                 labels={**plan.source.labels(), **plan.labels},
+                is_paired=plan.is_paired,
             )
             for plan in plans
         ),
