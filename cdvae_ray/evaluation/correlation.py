@@ -48,7 +48,7 @@ class LatentCorrelation:
         return float((p < SIGNIFICANCE / len(p)).mean())
 
     def histogram(self, low: float = -1.0) -> list[int]:
-        """Dimensions in each of `NUM_BINS` equal bins of [low, 1], for low at most the smallest r."""
+        """Dimensions in each of `NUM_BINS` equal bins of [low, 1], low at most the smallest r."""
         counts, _ = np.histogram(self.defined, bins=NUM_BINS, range=(low, 1.0))
         return [int(count) for count in counts]
 
