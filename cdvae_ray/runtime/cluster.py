@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -71,8 +72,6 @@ def connect() -> None:
     Raises:
         ResourceError: the named cluster does not answer.
     """
-    if ray.is_initialized():
-        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Ray would otherwise hide GPUs from tasks without one by an environment variable, and warns.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -82,6 +81,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Workers stay in the driver's folder: relative paths mean the same everywhere.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    if ray.is_initialized():
+        return
     # "local" and not None: Ray would otherwise try for minutes to join a cluster that it has a
     # note of, even one that died long ago.
     address = os.environ.get("RAY_ADDRESS", "") or "local"
@@ -180,9 +181,20 @@ def allocate(
         time.sleep(0.5)
 
 
+_CAUSE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)): .+")
+_WRAPPERS = ("UserCodeException", "RayTaskError", "TrainingFailedError", "WorkerGroupError")
+
+
 def deepest_cause(error: Exception) -> str:
-    """The last line of the deepest error that Ray wrapped."""
-    return str(error).strip().splitlines()[-1][:300]
+    """The line that names the deepest error that Ray wrapped; its last line where none does."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    # Ray Data ends its own with advice, and names itself after the error of the code it ran.
+    named = [
+        line
+        for line in lines
+        if (found := _CAUSE.match(line)) is not None and found[1] not in _WRAPPERS
+    ]
+    return (named or lines)[-1][:300]
 
 
 def worker_device(use_gpu: bool) -> torch.device:

@@ -152,7 +152,8 @@ def _worst(
             for rows in torch.split(resisting.nonzero().squeeze(1), settings.batch_size):
                 if len(rows) == 0:
                     continue
-                clean, labels = images[rows].float(), goal.labels[rows]
+                # The package flattens images as views, which only this layout allows.
+                clean, labels = images[rows].float().contiguous(), goal.labels[rows]
                 points = attack(clean, labels)
                 sound = torch.isfinite(points).flatten(1).all(dim=1)
                 points = torch.where(sound.view(-1, 1, 1, 1), points, clean)
@@ -253,7 +254,9 @@ class _InputOnly(torch.autograd.Function):
             )
         if pulled is None:
             pulled = torch.zeros_like(ctx.variable)
-        return torch.nan_to_num(pulled.float(), nan=0.0, posinf=0.0, neginf=0.0), None, None
+        sound = torch.nan_to_num(pulled.float(), nan=0.0, posinf=0.0, neginf=0.0)
+        # Of a channels-last network it comes channels-last, whatever the images were.
+        return sound.contiguous(), None, None
 
 
 def _silent() -> logging.Logger:
