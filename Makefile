@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 MLFLOW_PORT ?= 5000
 
-.PHONY: train attack detect defend test faults ui bench lint types contracts pytest clean help
+.PHONY: train attack detect defend study test faults ui bench lint types contracts pytest clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -41,6 +41,9 @@ detect: .venv/installed  ## detect attacks: ARGS="[preset] --checkpoint ... --cl
 
 defend: .venv/installed  ## attack defences: ARGS="[preset] --defenses NAME=runs/train/... ..."
 	@$(BIN)/python jobs/evaluate_defense.py $(ARGS)
+
+study: .venv/installed  ## compare parts of x and x': ARGS="[preset] --checkpoint ... --classifier ..."
+	@$(BIN)/python jobs/analyze.py $(ARGS)
 
 ui: .venv/installed  ## the MLflow UI of this folder's runs, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) \

@@ -15,8 +15,10 @@ import tyro
 
 from cdvae_ray.errors import CdvaeError
 from cdvae_ray.evaluation.results import table_text
+from cdvae_ray.evaluation.search_table import search_text
 
 if TYPE_CHECKING:
+    from cdvae_ray.runtime.search import SearchOutcome
     from cdvae_ray.runtime.training_job import TrainOutcome
 
 Config = TypeVar("Config")
@@ -100,6 +102,32 @@ def conclude_training(
             job=job,
             run_id=outcome.run_id,
             checkpoint=outcome.checkpoint,
+            config_digest=outcome.config_digest,
+            metrics=outcome.metrics,
+        )
+
+
+def conclude_search(outcome: SearchOutcome, *, job: str, summary: Path | None) -> None:
+    """Prints what a search came to, and writes the summary if one is asked for.
+
+    Args:
+        outcome: of the job.
+        job: its name in the summary.
+        summary: where the summary goes.
+    """
+    say(f"\n{search_text(outcome.trials, outcome.space)}\n")
+    for trial in outcome.trials:
+        if trial.reason:
+            say(f"  {outcome.space.parameter} = {trial.value:g} {trial.state}: {trial.reason}")
+    say(f"  * on the Pareto front\n  table, page and pictures: {outcome.report}")
+    if outcome.run_id:
+        say(f"  MLflow run: {outcome.run_id}  (make ui)")
+    if summary is not None:
+        write_summary(
+            summary,
+            job=job,
+            run_id=outcome.run_id,
+            checkpoint="",
             config_digest=outcome.config_digest,
             metrics=outcome.metrics,
         )

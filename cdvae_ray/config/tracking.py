@@ -21,6 +21,8 @@ class TrackingConfig:
     uri: str = ""
     """MLflow store: a server (http, https) or a database (sqlite, postgresql, ...). Empty: the
     environment's MLFLOW_TRACKING_URI, else mlflow.db beside the working directory."""
+    parent_run: str = ""
+    """Id of the MLflow run that this job's run is nested in; empty: a run of its own."""
 
     def __post_init__(self) -> None:
         require(

@@ -35,7 +35,13 @@ class PairedMoments:
         """Pearson's r by column, in [-1, 1]; NaN where a or b does not vary."""
         # Each root by itself: the product of two sums of squares may leave the range of floats.
         r = self.product / (self.square_a.sqrt() * self.square_b.sqrt())
-        return r.clamp(-1, 1)
+        varies = self._varies(self.square_a, self.mean_a) & self._varies(self.square_b, self.mean_b)
+        return torch.where(varies, r.clamp(-1, 1), torch.nan)
+
+    def _varies(self, square: Tensor, mean: Tensor) -> Tensor:
+        """Whether there is more to the deviations than the rounding of a mean of n numbers."""
+        rounding = self.count * torch.finfo(torch.float64).eps * mean.abs()
+        return square > self.count * rounding**2
 
 
 def paired_moments(first: Tensor, second: Tensor) -> PairedMoments:

@@ -31,13 +31,22 @@ def finetune(config: FinetuneJobConfig, *, preset: str, say: Say) -> TrainOutcom
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
+    return run_training(finetune_job(config, say=say), preset=preset, say=say)
+
+
+def finetune_job(config: FinetuneJobConfig, *, say: Say) -> FinetuneJob:
+    """Runs on the driver. The job with the models that it starts from.
+
+    Raises:
+        CdvaeError: a model is missing, unsound, of another kind, or does not fit the others.
+    """
     config.require_parts()
     say(f"CD-VAE: loading {config.cdvae}")
     cdvae = frozen_cdvae(config.cdvae, config)
     say(f"classifier: loading {config.classifier}")
     classifier = frozen_classifier(config.classifier, config)
     _require_start(cdvae, classifier, config)
-    return run_training(FinetuneJob(config, cdvae, classifier), preset=preset, say=say)
+    return FinetuneJob(config, cdvae, classifier)
 
 
 class FinetuneJob(DefenseJob):

@@ -78,16 +78,24 @@ def open_mailbox() -> Any:
 def reading(
     mailbox: Any, handle: Callable[[Message], None], *, every_seconds: float = 2.0
 ) -> Iterator[None]:
-    """Runs on the driver. Handles messages on a thread while the block runs, the last ones too."""
+    """Runs on the driver. Handles messages on a thread while the block runs, the last ones too.
+
+    What a handler raises is raised when the block ends; later messages are not handled.
+    """
     done = threading.Event()
+    raised: list[Exception] = []
 
     def read() -> None:
         while True:
             last_round = done.wait(every_seconds)
-            # The mailbox dies with its node, and the driver with it: nothing is left to tell.
-            with contextlib.suppress(RayError):
-                for message in ray.get(mailbox.drain.remote()):
-                    handle(message)
+            try:
+                # The mailbox dies with its node, and the driver with it: nothing is left to tell.
+                with contextlib.suppress(RayError):
+                    for message in ray.get(mailbox.drain.remote()):
+                        handle(message)
+            except Exception as error:  # noqa: BLE001 - of the handler's: raised below
+                raised.append(error)
+                return
             if last_round:
                 return
 
@@ -98,3 +106,5 @@ def reading(
     finally:
         done.set()
         reader.join(timeout=30)
+    if raised:
+        raise raised[0]

@@ -37,11 +37,20 @@ def train_classifier(config: ClassifierJobConfig, *, preset: str, say: Say) -> T
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
+    return run_training(classifier_job(config, say=say), preset=preset, say=say)
+
+
+def classifier_job(config: ClassifierJobConfig, *, say: Say) -> ClassifierJob:
+    """Runs on the driver. The job with the CD-VAE that it is trained behind, if there is one.
+
+    Raises:
+        CdvaeError: the CD-VAE is missing or unsound.
+    """
     cdvae = None
     if config.cdvae:
         say(f"CD-VAE: loading {config.cdvae}")
         cdvae = frozen_cdvae(config.cdvae, config)
-    return run_training(ClassifierJob(config, cdvae), preset=preset, say=say)
+    return ClassifierJob(config, cdvae)
 
 
 class ClassifierJob(TrainingJob):

@@ -153,13 +153,20 @@ class _Plan:
         return f"{self.preset}-{self.digest[:12]}"
 
 
-def run_training(job: TrainingJob, *, preset: str, say: Say) -> TrainOutcome:
+def run_training(
+    job: TrainingJob,
+    *,
+    preset: str,
+    say: Say,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> TrainOutcome:
     """Runs on the driver. Trains and evaluates, or finds that this was already done.
 
     Args:
         job: what is trained, and its settings.
         preset: the name it was started from, for people.
         say: takes lines of progress.
+        on_epoch: takes the numbers of each epoch as it is done.
 
     Raises:
         CdvaeError: anything that a person can put right, one line each.
@@ -194,7 +201,7 @@ def run_training(job: TrainingJob, *, preset: str, say: Say) -> TrainOutcome:
         resume=config.resume,
         overwrite=config.overwrite,
     )
-    return _train_tracked(plan, say)
+    return _train_tracked(plan, say, on_epoch)
 
 
 def _check_batch(config: TrainingJobConfig, splits: Splits) -> None:
@@ -260,7 +267,9 @@ def _finished_before(plan: _Plan) -> TrainOutcome | None:
     return _outcome(plan, numbers, run_id=_remembered(plan))
 
 
-def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
+def _train_tracked(
+    plan: _Plan, say: Say, on_epoch: Callable[[EpochReport], None] | None
+) -> TrainOutcome:
     writer = open_writer(
         plan.config.tracking,
         embedded_root=embedded_root(plan.config.storage),
@@ -272,7 +281,7 @@ def _train_tracked(plan: _Plan, say: Say) -> TrainOutcome:
     with ending(writer):
         _describe(writer, plan)
         _track_earlier_epochs(writer, plan)
-        numbers = _fit(plan, writer, say)
+        numbers = _fit(plan, writer, say, on_epoch)
         picture = plan.job.picture(plan.run, plan.splits.test, caption=plan.name)
         run_id = writer.run_id(timeout_seconds=15)
         outcome = _outcome(plan, numbers, run_id=run_id)
@@ -332,7 +341,12 @@ def _describe(writer: Writer, plan: _Plan) -> None:
         )
 
 
-def _fit(plan: _Plan, writer: Writer, say: Say) -> FinalNumbers:
+def _fit(
+    plan: _Plan,
+    writer: Writer,
+    say: Say,
+    on_epoch: Callable[[EpochReport], None] | None,
+) -> FinalNumbers:
     config, run = plan.config, plan.run
     mailbox = open_mailbox()
     lines = ProgressLines(config.training.epochs, say)
@@ -345,6 +359,8 @@ def _fit(plan: _Plan, writer: Writer, say: Say) -> FinalNumbers:
                 lines.epoch(report)
                 reports.append(report)
                 writer.log_metrics(report.metrics, step=report.epoch + 1)
+                if on_epoch is not None:
+                    on_epoch(report)
             case EpochProgress(progress):
                 lines.within_epoch(progress)
             case CheckpointSaved(name, report):

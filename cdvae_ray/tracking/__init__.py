@@ -3,6 +3,7 @@
 from cdvae_ray.tracking.address import artifact_location, redact, tracking_uri
 from cdvae_ray.tracking.environment import environment_facts, git_commit
 from cdvae_ray.tracking.models import fetch_checkpoint
+from cdvae_ray.tracking.nesting import end_nested_runs
 from cdvae_ray.tracking.writer import NullWriter, RunWriter, Writer, open_writer
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "RunWriter",
     "Writer",
     "artifact_location",
+    "end_nested_runs",
     "environment_facts",
     "fetch_checkpoint",
     "git_commit",

@@ -23,6 +23,7 @@ from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.tracking.address import artifact_location, redact, tracking_uri
 from cdvae_ray.tracking.client import THREAD_NAME, Failure, classify, connect
 from cdvae_ray.tracking.environment import environment_facts, git_commit
+from cdvae_ray.tracking.nesting import nesting_tags
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -188,7 +189,7 @@ def open_writer(
         experiment_artifacts=artifact_location(uri, embedded_root),
         run_name=run_name,
         previous_run_id=previous_run_id,
-        tags=dict(tags or {}),
+        tags={**(tags or {}), **nesting_tags(config)},
         on_run=on_run,
     )
 

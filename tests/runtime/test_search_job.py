@@ -1,0 +1,127 @@
+"""Searches on a real cluster: trials are nested runs, none is made twice, a failure stops none."""
+
+import json
+
+import pytest
+from mlflow import MlflowClient
+
+from cdvae_ray.config.data import DataConfig
+from cdvae_ray.data.load import load_splits
+
+from .conftest import kill, summary, wait_for
+from .untrained_models import untrained
+
+SPACE = """
+parameter = "{parameter}"
+values = [{values}]
+low = {low}
+high = {high}
+num_samples = 3
+[metrics]
+{metrics}
+"""
+MARGIN = (
+    *("smoke", "--cdvae", "cdvae", "--classifier", "classifier", "--space", "space.toml"),
+    *("--resources.cpus-per-worker", "1", "--pool.cpus-per-worker", "1", "--epochs", "1"),
+)
+GAMMA = (
+    *("smoke", "--classifier", "classifier", "--space", "space.toml"),
+    *("--resources.cpus-per-worker", "1", "--pool.cpus-per-worker", "1"),
+)
+
+
+def margin_space(folder, values):
+    metrics = 'accuracy = "max"\nattacked_accuracy = "max"'
+    text = SPACE.format(parameter="margin", values=values, low=-1, high=1, metrics=metrics)
+    (folder / "space.toml").write_text(text)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return load_splits(DataConfig(source="digits", image_size=16, train_limit=256, test_limit=100))
+
+
+@pytest.fixture(scope="module")
+def searched(cluster, digits, tmp_path_factory):
+    """A search for two margins, its folder and its output."""
+    folder = tmp_path_factory.mktemp("search")
+    untrained(folder, digits.train)
+    margin_space(folder, "0.0, 1.0")
+    done = cluster.train(
+        folder, *MARGIN, "--max-concurrent", "2", "--summary", "first.json", job="tune_margin"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder, done.stdout
+
+
+def test_every_value_is_a_finished_trial_with_numbers_and_a_picture(searched):
+    folder, output = searched
+    assert "on the Pareto front" in output
+    (report,) = (folder / "runs/search").glob("report-*")
+    trials = json.loads((report / "trials.json").read_text())
+    assert trials["margin"] == [0.0, 1.0]
+    assert trials["state"] == ["finished", "finished"]
+    assert any(trials["on_pareto_front"])
+    for low, value, high in zip(
+        trials["accuracy_low"], trials["accuracy"], trials["accuracy_high"], strict=True
+    ):
+        assert low <= value <= high
+    assert (report / "figure-4.png").stat().st_size > 5_000
+
+
+def test_mlflow_shows_the_search_with_its_trials_nested_in_it(searched):
+    folder, _ = searched
+    client = MlflowClient(tracking_uri=f"sqlite:///{folder}/mlflow.db")
+    parent = client.get_run(summary(folder / "first.json")["run_id"])
+    runs = client.search_runs([parent.info.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    trials = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert sorted(float(run.data.params["margin"]) for run in trials) == [0.0, 1.0]
+    for trial in trials:
+        assert {"accuracy", "attacked_accuracy", "train_accuracy"} <= set(trial.data.metrics)
+        trainings = [
+            run for run in runs if run.data.tags.get("mlflow.parentRunId") == trial.info.run_id
+        ]
+        assert [run.data.tags["job"] for run in trainings] == ["finetune_adversarial"]
+
+
+def test_finished_trials_are_not_run_again(cluster, searched):
+    folder, _ = searched
+    margin_space(folder, "0.0, 0.5, 0.75, 1.0")
+    before = set((folder / "runs/train").iterdir())
+    first = cluster.train(
+        folder, *MARGIN, "--max-concurrent", "2", "--summary", "second.json", job="tune_margin"
+    )
+    assert first.returncode == 0, first.stdout + first.stderr
+    assert "2 trials are there, 2 to run" in first.stdout
+    assert len(set((folder / "runs/train").iterdir()) - before) == 2
+    again = cluster.train(folder, *MARGIN, job="tune_margin")
+    assert "4 trials are there, 0 to run" in again.stdout
+
+
+@pytest.mark.faults
+def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digits, tmp_path):
+    untrained(tmp_path, digits.train)
+    metrics = 'class_essential_accuracy = "max"\nreconstruction_accuracy = "max"'
+    # The loss of the last one is not finite.
+    text = SPACE.format(parameter="gamma", values="0.02, 2.0, 1e38", low=1, high=2, metrics=metrics)
+    (tmp_path / "space.toml").write_text(text)
+    job = cluster.start(tmp_path, *GAMMA, job="tune_gamma")
+    trials = tmp_path / "runs/search"
+    wait_for(lambda: next(iter(trials.glob("trial-*/manifest.json")), None), "a trial", seconds=280)
+    kill(job)
+    job.communicate(timeout=60)
+    first = {each: each.stat().st_mtime_ns for each in trials.glob("trial-*/manifest.json")}
+    done = cluster.train(tmp_path, *GAMMA, job="tune_gamma", timeout=290)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{len(first)} trials are there, {3 - len(first)} to run" in done.stdout
+    assert all(each.stat().st_mtime_ns == written for each, written in first.items())
+    assert "gamma = 1e+38 failed" in done.stdout
+    assert "loss" in done.stdout
+    (report,) = trials.glob("report-*")
+    states = json.loads((report / "trials.json").read_text())["state"]
+    assert states == ["finished", "finished", "failed"]
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("cdvae").experiment_id
+    ended = [run.info.status for run in client.search_runs([experiment])]
+    assert ended.count("FAILED") >= 1
