@@ -8,9 +8,11 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from ray import tune
+from ray.tune.schedulers import ASHAScheduler
 
 from cdvae_ray.config.search_job import SearchConfig
 from cdvae_ray.config.search_space import SearchSpace
@@ -60,14 +62,21 @@ class SearchOutcome:
 
 
 def lasting(config: SearchConfig) -> dict[str, Any]:
-    """Storage and tracking of a search as trials, which have another working folder, find them."""
-    store = Store.at(config.storage)
+    """What of a search's settings trials, which have another working folder, must find as well."""
+    tracking = config.tracking
+    if tracking.enabled:
+        tracking = replace(tracking, uri=tracking_address(tracking, config.storage))
     return {
-        "storage": store.root if store.is_local else config.storage,
-        "tracking": replace(config.tracking, uri=tracking_address(config.tracking, config.storage))
-        if config.tracking.enabled
-        else config.tracking,
+        "storage": everywhere(config.storage),
+        "data": replace(config.data, path=everywhere(config.data.path)),
+        "classifier": everywhere(config.classifier),
+        "tracking": tracking,
     }
+
+
+def everywhere(location: str) -> str:
+    """A local path as an absolute one; addresses (s3://..., runs:/..., models:/...) as they are."""
+    return location if not location or ":/" in location else str(Path(location).absolute())
 
 
 def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
@@ -83,7 +92,7 @@ def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
     """
     config = job.config
     cluster.require_lasting_storage(config.storage)
-    settings = job.settings()
+    settings = job.known_settings()
     say("ray: connecting")
     # Tune's tables come besides the lines of this job.
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
@@ -255,7 +264,7 @@ def _try(sampled: dict[str, Any], *, job: Search, parent: str) -> None:
 def _scheduler(job: Search) -> Any:
     if job.config.scheduler == "none":
         return None
-    return tune.schedulers.ASHAScheduler(
+    return ASHAScheduler(
         time_attr="epoch",
         metric=_EPOCH_ACCURACY,
         mode="max",

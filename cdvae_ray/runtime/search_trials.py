@@ -63,10 +63,17 @@ class Search(ABC):
 
     def __init__(self, name: str, config: SearchConfig, space: SearchSpace) -> None:
         self.name, self.config, self.space = name, config, space
+        self._known: dict[str, Any] | None = None
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """All that determines every trial's numbers, besides its value: JSON values."""
+
+    def known_settings(self) -> dict[str, Any]:
+        """`settings`, which load images and models, but once: trials get them from the driver."""
+        if self._known is None:
+            self._known = self.settings()
+        return self._known
 
     @abstractmethod
     def prepare(self, say: Say) -> None:
@@ -98,7 +105,7 @@ class Search(ABC):
             "search": self.name,
             "parameter": self.space.parameter,
             "value": value,
-            **self.settings(),
+            **self.known_settings(),
         }
 
 

@@ -9,7 +9,7 @@ from typing import Literal
 from cdvae_ray.config.search_job import MarginSearchConfig, ObjectiveSearchConfig, SearchConfig
 from cdvae_ray.config.search_space import SearchSpace, read_space
 from cdvae_ray.errors import ConfigError
-from cdvae_ray.runtime.search import SearchOutcome, lasting, search
+from cdvae_ray.runtime.search import SearchOutcome, everywhere, lasting, search
 from cdvae_ray.runtime.search_trials import MarginSearch, ObjectiveSearch
 from cdvae_ray.runtime.training_job import Say
 
@@ -52,7 +52,7 @@ def tune_margin(config: MarginSearchConfig, *, space: Path, preset: str, say: Sa
     found = _space(config, space, "margin")
     for value in found.values:
         config.finetune_job(value)
-    settled = replace(config, **lasting(config))
+    settled = replace(config, cdvae=everywhere(config.cdvae), **lasting(config))
     return search(MarginSearch("tune_margin", settled, found), preset=preset, say=say)
 
 

@@ -125,3 +125,35 @@ def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digi
     experiment = client.get_experiment_by_name("cdvae").experiment_id
     ended = [run.info.status for run in client.search_runs([experiment])]
     assert ended.count("FAILED") >= 1
+
+
+@pytest.mark.faults
+def test_a_sampled_search_goes_on_from_its_trials_and_stopped_ones_leave_no_run_running(
+    cluster, digits, tmp_path
+):
+    untrained(tmp_path, digits.train)
+    margin_space(tmp_path, "0.0")
+    sampled = (*MARGIN, "--strategy", "optuna")
+    for wanted, line in ((2, "0 trials are there, 2 to run"), (3, "2 trials are there, 1 to run")):
+        done = cluster.train(tmp_path, *sampled, "--num-samples", str(wanted), job="tune_margin")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert line in done.stdout
+    values = {
+        json.loads(each.read_text())["facts"]["value"]
+        for each in (tmp_path / "runs/search").glob("trial-*/manifest.json")
+    }
+    assert len(values) == 3
+    assert all(-1 <= value <= 1 for value in values)
+    margin_space(tmp_path, "-0.5, 0.5, 1.0")
+    stopping = ("--epochs", "3", "--scheduler", "asha", "--grace-epochs", "1")
+    done = cluster.train(
+        tmp_path, *MARGIN[:-2], *stopping, "--max-concurrent", "3", job="tune_margin"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # Of three at a time, a rung of factor 2 lets one or two pass.
+    assert "stopped" in done.stdout
+    assert "finished" in done.stdout
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("cdvae").experiment_id
+    states = {run.info.status for run in client.search_runs([experiment])}
+    assert states <= {"FINISHED", "KILLED"}
