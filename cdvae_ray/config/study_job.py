@@ -90,6 +90,14 @@ class StudyJobConfig:
             expected="exactly one attack, as radii differ in meaning",
             remedy="name it by --attacks",
         )
+        labels = [each.label for each in self.further_attacks()]
+        require(
+            len(labels) == len(set(labels)),
+            "epsilons",
+            got=self.epsilons,
+            expected="radii that differ in their first four digits",
+            remedy="give each once",
+        )
         require(
             bool(self.storage),
             "storage",

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,7 +107,7 @@ def inception_features(path: str) -> ImageFeatures:
         module = InceptionFeatures(tensors)
     except (
         *(RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError),
-        *(TypeError, AttributeError),
+        *(TypeError, AttributeError, IndexError, struct.error, SafetensorError),
     ) as error:
         raise _not_inception(path, f"a file that is none ({type(error).__name__})") from error
     return ImageFeatures(

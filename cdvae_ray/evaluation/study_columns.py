@@ -12,6 +12,7 @@ from cdvae_ray.config.classifier import INPUT_KINDS, InputKind
 from cdvae_ray.config.classifier_job import TOP_K
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier, classifier_input
+from cdvae_ray.core.threat_models import AttackedModel
 from cdvae_ray.evaluation.image_computations import Columns
 from cdvae_ray.training.frozen_cdvae import latent_noise
 
@@ -79,8 +80,8 @@ class DecompositionColumns(nn.Module):
             }
             columns: Columns = {
                 "label": labels,
-                "prediction": self.attacked(x).argmax(dim=1),
-                "prediction_adversarial": self.attacked(attacked).argmax(dim=1),
+                "prediction": self._answers(x, first.logits),
+                "prediction_adversarial": self._answers(attacked, second.logits),
                 "essential_prediction": first.logits.argmax(dim=1),
                 "essential_prediction_adversarial": second.logits.argmax(dim=1),
                 "latent": first.mean,
@@ -96,6 +97,14 @@ class DecompositionColumns(nn.Module):
                 [_cosine(measured[a], measured[b]) for a, b in (_REDUNDANT, _ESSENTIAL)], dim=1
             )
             return columns
+
+    def _answers(self, images: Tensor, essential_logits: Tensor) -> Tensor:
+        attacked = self.attacked
+        if isinstance(attacked, AttackedModel) and attacked.threat_model.name == "class-essential":
+            # Not asked again: a CD-VAE that samples would draw anew.
+            return essential_logits.argmax(dim=1)
+        answers: Tensor = attacked(images).argmax(dim=1)
+        return answers
 
     def _in_units(self, part: Tensor, name: str) -> Tensor:
         if self.units == "pixel":

@@ -14,6 +14,7 @@ from torch import Tensor
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.evaluation.correlation import LatentCorrelation
 from cdvae_ray.evaluation.study_table import NormRow
+from cdvae_ray.training.frozen_cdvae import latent_noise
 
 
 def parts_picture(
@@ -24,6 +25,7 @@ def parts_picture(
     answers: tuple[Tensor, Tensor],
     *,
     caption: str,
+    seed: int = 0,
 ) -> bytes:
     """Figure 2, a PNG: a column an image; x, G, R, the same of x', and the three differences.
 
@@ -36,23 +38,30 @@ def parts_picture(
         labels: int64, (N,).
         answers: of the attacked function to x and to x', (N,) each.
         caption: a line below the picture that says what was attacked.
+        seed: keys the latent noise of a CD-VAE that samples; x and x' share it, as in the tables.
     """
+    ids = torch.arange(len(clean))
     with torch.inference_mode():
-        first, second = model.decompose(clean), model.decompose(adversarial)
+        noise = latent_noise(model, ids, purpose="analyze.latent", seed=seed, epoch=0)
+        first, second = (model(images, noise) for images in (clean, adversarial))
+        redundant, redundant_attacked = (
+            output.reconstruction * model.pixel_std + model.pixel_mean for output in (first, second)
+        )
+    essential, essential_attacked = clean - redundant, adversarial - redundant_attacked
     differences = {
         "$\\delta$": clean - adversarial,
-        "$\\delta_G$": first.class_redundant - second.class_redundant,
-        "$\\delta_R$": first.class_essential - second.class_essential,
+        "$\\delta_G$": redundant - redundant_attacked,
+        "$\\delta_R$": essential - essential_attacked,
     }
     largest = max(float(each.abs().amax()) for each in differences.values())
     gain = 0.5 / largest if largest > 0 else 1.0
     rows = {
         "$x$": clean,
-        "$G(x)$": first.class_redundant,
-        "$R(x)$": 0.5 + first.class_essential,
+        "$G(x)$": redundant,
+        "$R(x)$": 0.5 + essential,
         "$x'$": adversarial,
-        "$G(x')$": second.class_redundant,
-        "$R(x')$": 0.5 + second.class_essential,
+        "$G(x')$": redundant_attacked,
+        "$R(x')$": 0.5 + essential_attacked,
         **{f"{name}\n({gain:.3g} fold)": 0.5 + gain * each for name, each in differences.items()},
     }
     told = {

@@ -450,6 +450,7 @@ def _pictures(
             labels,
             (rows.clean_predictions, rows.predictions),
             caption=f"{first.attack.label}. {caption}",
+            seed=job.config.seed,
         ),
         "figure-3.png": latent_picture(correlations, caption=caption),
     }
