@@ -142,6 +142,11 @@ class AttackConfig:
         return self.norm or "linf"
 
     @property
+    def gives_back_resisting(self) -> bool:
+        """Whether it returns an image unchanged that it does not fool, however hard it tried."""
+        return self.attack in ("auto_attack", "carlini_wagner_l2")
+
+    @property
     def family(self) -> str:
         """Attacks that a defence trained against one of them has seen: a ball, or a kind."""
         return self.ball or self.attack

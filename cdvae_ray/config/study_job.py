@@ -40,7 +40,7 @@ class StudyJobConfig:
     attacks: tuple[str, ...] = ("PGD-Linf",)
     """Only these attacks of the suite, by their labels. None named: all of them."""
     epsilons: tuple[float, ...] = ()
-    """Further radii, in [0, 1], for the one attack named by --attacks."""
+    """Further radii, in the attack's own measure, for the one attack named by --attacks: > 0."""
     noise_control: bool = True
     """Also compare x with noise as long as each image's perturbation: what moves R(x) more than
     G(x) though it attacks nothing."""

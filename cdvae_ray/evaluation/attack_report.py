@@ -20,6 +20,7 @@ BALL_TOLERANCE = 1e-6
 """How far beyond epsilon, by rounding, a perturbation may reach."""
 MASKED_FRACTION = 0.01
 """Images that may resist with a vanished gradient, or unperturbed, before a check fails."""
+UNPERTURBED = "no image resists unperturbed"
 STABLE_POINTS = 0.5
 """Change of robust accuracy, in points, that twice the steps or more starts may bring."""
 EOT_SAMPLES = 20
@@ -156,7 +157,9 @@ def sanity_checks(
         else Check("perturbations are within epsilon", "not run", "the attack has no epsilon"),
         _none("gradients are finite", counts.nonfinite_gradient, n),
         _few("no image resists by a gradient of zero", counts.masked, n, counts.zero_gradient),
-        _few("no image resists unperturbed", counts.unperturbed, n, None),
+        Check(UNPERTURBED, "not run", "the attack gives back unchanged what it does not fool")
+        if config.gives_back_resisting
+        else _few(UNPERTURBED, counts.unperturbed, n, None),
         _determinism(is_stochastic, eot_samples, config),
     ]
     return checks + _strength_checks(strength, why_no_strength, config)

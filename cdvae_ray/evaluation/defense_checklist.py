@@ -14,6 +14,7 @@ from cdvae_ray.evaluation.attack_report import (
     EOT_SAMPLES,
     MASKED_FRACTION,
     STABLE_POINTS,
+    UNPERTURBED,
     AttackCounts,
     Check,
     Outcome,
@@ -113,7 +114,7 @@ def defense_checklist(evidence: DefenseEvidence) -> list[Check]:
             "no image resists by a gradient of zero",
             _few(lambda counts: counts.masked),
         ),
-        _counted(evidence, "no image resists unperturbed", _few(lambda counts: counts.unperturbed)),
+        _unperturbed(evidence),
         _determinism(evidence),
         _clean_wrong(evidence),
         _worst_of_all(evidence),
@@ -178,6 +179,14 @@ def _counted(
         missing=missing,
         why_none="no counts of attacks" if wanted else "no attack was made",
     )
+
+
+def _unperturbed(evidence: DefenseEvidence) -> Check:
+    every = evidence.outcomes.attacks
+    moving = [each for each in every if not each.attack.gives_back_resisting]
+    if every and not moving:
+        return Check(UNPERTURBED, "not run", "every attack gives back what it does not fool")
+    return _counted(evidence, UNPERTURBED, _few(lambda counts: counts.unperturbed), moving)
 
 
 def _judged(

@@ -61,6 +61,15 @@ def outcome(found, words, **settings):
     return check.outcome
 
 
+@pytest.mark.parametrize("attack", ["auto_attack", "carlini_wagner_l2"])
+def test_what_an_attack_gives_back_by_design_is_no_sign_of_masking(attack):
+    steps = {"num_steps": 10} if attack == "carlini_wagner_l2" else {}
+    config = AttackConfig(attack=attack, label="A", epsilon=8 / 255, **steps)
+    check = report(spoilt("linf", 0.0, 50), config=config)["no image resists unperturbed"]
+    assert check.outcome == "not run"
+    assert "gives back unchanged" in check.detail
+
+
 def test_sound_rows_pass():
     outcomes = [check.outcome for check in report(rows()).values()]
     assert outcomes == ["pass"] * 7 + ["not run"] * 3

@@ -254,6 +254,8 @@ def test_transferred_attacks_alone_say_nothing_of_who_knows_the_defence() -> Non
     [
         counting(masked=10),
         counting(unperturbed=10),
+        # AutoAttack gives back what it does not fool.
+        counting(label=AUTO.label, unperturbed=300),
         # A transferred set's own robustness is that of another network.
         counting(TRANSFER, "PGD-Linf", robust=0),
         sound(black_box=(700, N)),
