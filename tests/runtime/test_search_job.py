@@ -100,6 +100,7 @@ def test_finished_trials_are_not_run_again(cluster, searched):
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digits, tmp_path):
     untrained(tmp_path, digits.train)
     metrics = 'class_essential_accuracy = "max"\nreconstruction_accuracy = "max"'
@@ -108,11 +109,11 @@ def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digi
     (tmp_path / "space.toml").write_text(text)
     job = cluster.start(tmp_path, *GAMMA, job="tune_gamma")
     trials = tmp_path / "runs/search"
-    wait_for(lambda: next(iter(trials.glob("trial-*/manifest.json")), None), "a trial", seconds=280)
+    wait_for(lambda: next(iter(trials.glob("trial-*/manifest.json")), None), "a trial", seconds=400)
     kill(job)
     job.communicate(timeout=60)
     first = {each: each.stat().st_mtime_ns for each in trials.glob("trial-*/manifest.json")}
-    done = cluster.train(tmp_path, *GAMMA, job="tune_gamma", timeout=290)
+    done = cluster.train(tmp_path, *GAMMA, job="tune_gamma", timeout=450)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(first)} trials are there, {3 - len(first)} to run" in done.stdout
     assert all(each.stat().st_mtime_ns == written for each, written in first.items())
@@ -128,6 +129,7 @@ def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digi
 
 
 @pytest.mark.faults
+@pytest.mark.timeout(900)
 def test_a_sampled_search_goes_on_from_its_trials_and_stopped_ones_leave_no_run_running(
     cluster, digits, tmp_path
 ):
