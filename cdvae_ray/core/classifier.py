@@ -69,11 +69,7 @@ class ImageClassifier(nn.Module):
         Raises:
             DataError: the inputs are not floating point of that shape.
         """
-        require_images(
-            inputs, self.image_size, what="inputs of the classifier", units="pixel units"
-        )
-        logits: Tensor = self.network((inputs - self.pixel_mean) / self.pixel_std)
-        return logits
+        return self._logits(inputs, self.pixel_mean)
 
     def classify(self, inputs: Tensor, shown: InputKind) -> Tensor:
         """Logits for another input than that trained on, normalised as what it is (Table 3).
@@ -91,10 +87,13 @@ class ImageClassifier(nn.Module):
         Raises:
             DataError: the inputs are not floating point of that shape.
         """
+        mean = self.pixel_std.new_tensor(_mean_of(shown, self.config)).view_as(self.pixel_std)
+        return self._logits(inputs, mean)
+
+    def _logits(self, inputs: Tensor, mean: Tensor) -> Tensor:
         require_images(
             inputs, self.image_size, what="inputs of the classifier", units="pixel units"
         )
-        mean = self.pixel_std.new_tensor(_mean_of(shown, self.config)).view_as(self.pixel_std)
         logits: Tensor = self.network((inputs - mean) / self.pixel_std)
         return logits
 

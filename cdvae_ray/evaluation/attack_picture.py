@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
 from torch import Tensor
 
+from cdvae_ray.evaluation.layout import png_bytes
 from cdvae_ray.storage.adversarial_set import AdversarialImages
 
 
@@ -60,6 +60,4 @@ def attack_picture(
                 axis.set_title(titles[column][0], fontsize=8, color=titles[column][1], pad=2)
         axes[row][0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9)
     figure.supxlabel(f"above each image: the answer, red where wrong. {caption}", fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": ""})
-    return buffer.getvalue()
+    return png_bytes(figure)

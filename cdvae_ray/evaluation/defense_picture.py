@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +13,7 @@ from cdvae_ray.evaluation.defense_table import (
     DefenseNumber,
     defense_blocks,
 )
+from cdvae_ray.evaluation.layout import png_bytes
 
 _MARKERS = "osD^vP"
 """One for each ten defences: light colours are told from dark ones more easily."""
@@ -55,9 +55,7 @@ def defense_picture(numbers: Sequence[DefenseNumber], *, caption: str) -> bytes:
         _draw_block(axis, block, defenses)
     _draw_legend(figure, defenses, width, with_paper=any(n.paper is not None for n in numbers))
     figure.supxlabel(_wrapped(caption, width), fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": ""})
-    return buffer.getvalue()
+    return png_bytes(figure)
 
 
 def _draw_block(axis: Any, block: DefenseBlock, defenses: Mapping[str, int]) -> None:

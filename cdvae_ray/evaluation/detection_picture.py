@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.detection_metrics import auroc, roc_counts
 from cdvae_ray.evaluation.detection_protocol import Detection, Mode
 from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
+from cdvae_ray.evaluation.layout import png_bytes
 
 LOWEST_FPR = 1e-3
 """Left end of the logarithmic axis of false positive rates."""
@@ -62,9 +62,7 @@ def detection_picture(detections: Sequence[Detection], *, caption: str) -> bytes
                 borderaxespad=0.2,
             )
     figure.supxlabel(caption, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": ""})
-    return buffer.getvalue()
+    return png_bytes(figure)
 
 
 def _draw_roc(axis: Any, detections: Sequence[Detection]) -> None:

@@ -12,6 +12,7 @@ from cdvae_ray.evaluation.detection_table import (
     DetectionRow,
     DifferenceRow,
 )
+from cdvae_ray.evaluation.layout import markdown_table
 
 _MAIN = "adversarial against clean and noisy"
 
@@ -63,7 +64,7 @@ def _same_attack_part(rows: Sequence[DetectionRow]) -> str:
             if any(row.paper_auroc is not None for row in chosen)
             else "."
         ),
-        _table(
+        markdown_table(
             [
                 *("detector", "attacked", "attack", "n", "TNR", "AUROC"),
                 *("AUPR adversarial / clean", "TPR at 0.1 / 1 / 5 % FPR"),
@@ -109,7 +110,7 @@ def _two_by_two_part(rows: Sequence[DetectionRow]) -> str:
             "## Attack target by detection space",
             "The paper compares the first column with the last, which differ in both. What the "
             "space brings is the difference within a target. AUROC, percent.",
-            _table(["detector", "attack", *header], table),
+            markdown_table(["detector", "attack", *header], table),
         ]
     )
 
@@ -123,7 +124,7 @@ def _redundant_part(rows: Sequence[DetectionRow]) -> str:
             "## Looking at G(x)",
             "A classifier on G(x), whose function none of these attacks follows; disagreement is "
             "between it and the classifier on x.",
-            _table(
+            markdown_table(
                 ["detector", "attacked", "attack", "n", "TNR", "AUROC"],
                 [
                     [
@@ -149,7 +150,7 @@ def _difference_part(differences: Sequence[DifferenceRow]) -> str:
             "## What looking at R(x) changes",
             "Paired by image, in points. Where both lines attack one function, these are the same "
             "adversarial images.",
-            _table(
+            markdown_table(
                 ["first", "attacked", "less", "attacked", "n", "TNR", "AUROC"],
                 [
                     [
@@ -181,7 +182,7 @@ def _attack_free_part(rows: Sequence[DetectionRow]) -> str:
             "## Without adversarial images to train on",
             "The standardised sum of layers, fitted to clean images. AUROC, percent, of successful "
             "attacks and of all attacks, failed ones included.",
-            _table(
+            markdown_table(
                 ["detector", "attacked", "attack", "n", "successful", "n", "all"],
                 [
                     [
@@ -222,7 +223,7 @@ def _unseen_part(rows: Sequence[DetectionRow]) -> str:
             "## Trained on one attack, tested on another",
             "AUROC, percent, successful attacks on each detector's own function; intervals in the "
             "JSON beside this page.",
-            _table(["detector", "trained on", *attacks], table),
+            markdown_table(["detector", "trained on", *attacks], table),
         ]
     )
 
@@ -234,7 +235,7 @@ def _control_part(controls: Sequence[ControlRow], rows: Sequence[DetectionRow]) 
         parts += [
             "## Null controls",
             "Fresh clean images against other clean images: 50 up to chance.",
-            _table(
+            markdown_table(
                 ["detector", "setting", "n", "AUROC"],
                 [
                     [
@@ -251,7 +252,7 @@ def _control_part(controls: Sequence[ControlRow], rows: Sequence[DetectionRow]) 
         parts += [
             "Noisy against clean images, noise as long as each perturbation: a detector of attacks "
             "should not see it. AUROC, percent.",
-            _table(
+            markdown_table(
                 ["detector", "noise as long as", "attacked", "n", "AUROC"],
                 [
                     [
@@ -277,7 +278,7 @@ def _adaptive_part(rows: Sequence[AdaptiveRow]) -> str:
             "Attack-free detectors. Success: the classifier is wrong and the detector lets the "
             "image pass, as a share of images that are right without an attack, with 95 % "
             "intervals.",
-            _table(
+            markdown_table(
                 [
                     *("detector", "attack", "radius", "steps", "FPR", "clean flagged", "n"),
                     *("fooled", "success", "threat"),
@@ -334,13 +335,3 @@ def _cell(estimate: Estimate, paper: float | None) -> str:
 def _signed(estimate: Estimate) -> str:
     value, low, high = (100 * number for number in estimate)
     return f"{value:+.2f} [{low:+.2f}, {high:+.2f}]"
-
-
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    return "\n".join(
-        [
-            f"| {' | '.join(header)} |",
-            f"|{'---|' * len(header)}",
-            *(f"| {' | '.join(line)} |" for line in lines),
-        ]
-    )

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import io
-
 import torch
 from torch import Tensor
 
 from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.evaluation.layout import png_bytes
 
 
 def decomposition_picture(model: CDVAE, images: Tensor, labels: Tensor, *, caption: str) -> bytes:
@@ -55,6 +54,4 @@ def decomposition_picture(model: CDVAE, images: Tensor, labels: Tensor, *, capti
     figure.supxlabel(
         f"above: class, below: D(R(x)); R(x) is drawn as 0.5 + R(x). {caption}", fontsize=8
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, metadata={"Software": ""})
-    return buffer.getvalue()
+    return png_bytes(figure, dpi=130)

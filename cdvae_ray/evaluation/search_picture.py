@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +10,7 @@ from torch import Tensor
 from cdvae_ray.config.search_space import SearchSpace
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.errors import DataError
+from cdvae_ray.evaluation.layout import png_bytes
 from cdvae_ray.evaluation.search_table import Trial
 
 _MARKERS = "osD^v<>P*Xhd"
@@ -71,7 +70,7 @@ def search_picture(trials: Sequence[Trial], space: SearchSpace, *, caption: str)
     axis.grid(color="lightgrey", linewidth=0.5)
     figure.legend(loc="outside right upper", fontsize=7, frameon=False)
     figure.supxlabel(caption, fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def parts_by_value(
@@ -108,10 +107,4 @@ def parts_by_value(
                 spine.set_visible(False)
         axes[row][0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=8)
     figure.supxlabel(f"R(x) is drawn as 0.5 + R(x). {caption}", fontsize=8)
-    return _png(figure)
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": ""})
-    return buffer.getvalue()
+    return png_bytes(figure)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from cdvae_ray.config.search_space import Mode, SearchSpace
+from cdvae_ray.evaluation.layout import aligned_table, markdown_table
 
 TrialState = Literal["finished", "failed", "stopped"]
 
@@ -80,20 +81,12 @@ def search_columns(trials: Sequence[Trial], space: SearchSpace) -> dict[str, lis
 
 def search_markdown(trials: Sequence[Trial], space: SearchSpace) -> str:
     """The table in Markdown: percent with 95 % intervals, a star on the Pareto front."""
-    header, lines = _cells(trials, space)
-    rows = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return "\n".join([*rows, *(f"| {' | '.join(line)} |" for line in lines)])
+    return markdown_table(*_cells(trials, space))
 
 
 def search_text(trials: Sequence[Trial], space: SearchSpace) -> str:
     """The table as aligned text for a terminal."""
-    header, lines = _cells(trials, space)
-    widths = [max(len(line[place]) for line in (header, *lines)) for place in range(len(header))]
-    return "\n".join(
-        "  "
-        + "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (header, *lines)
-    )
+    return aligned_table(*_cells(trials, space))
 
 
 def search_page(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.evaluation.correlation import LatentCorrelation
+from cdvae_ray.evaluation.layout import png_bytes
 from cdvae_ray.evaluation.study_table import NormRow
 from cdvae_ray.training.frozen_cdvae import latent_noise
 
@@ -86,7 +86,7 @@ def parts_picture(
         axes[row][0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
     note = "above x, x': what the attacked function answers; above R: D(R(.)); red where wrong."
     figure.supxlabel(_wrapped(f"{note} {caption}", figure), fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def latent_picture(correlations: Mapping[str, LatentCorrelation], *, caption: str) -> bytes:
@@ -125,7 +125,7 @@ def latent_picture(correlations: Mapping[str, LatentCorrelation], *, caption: st
         axis.set_ylabel("dimensions", fontsize=8)
         axis.tick_params(labelsize=7)
     figure.supxlabel(_wrapped(caption, figure), fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def radius_picture(norms: Sequence[NormRow], *, measure: str, caption: str) -> bytes:
@@ -159,7 +159,7 @@ def radius_picture(norms: Sequence[NormRow], *, measure: str, caption: str) -> b
     axis.tick_params(labelsize=8)
     axis.legend(frameon=False, fontsize=9)
     figure.supxlabel(_wrapped(f"{caption} Band: deviation between images.", figure), fontsize=8)
-    return _png(figure)
+    return png_bytes(figure)
 
 
 def _math(part: str) -> str:
@@ -183,9 +183,3 @@ def _grid(rows: int, columns: int) -> tuple[Any, Any]:
 
 def _wrapped(text: str, figure: Any) -> str:
     return "\n".join(textwrap.wrap(text, max(30, int(12 * figure.get_figwidth()))))
-
-
-def _png(figure: Any) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=120, metadata={"Software": ""})
-    return buffer.getvalue()

@@ -12,6 +12,7 @@ from cdvae_ray.config.classifier import INPUT_KINDS, InputKind
 from cdvae_ray.evaluation.correlation import LatentCorrelation
 from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.intervals import NORMAL_975, Interval, wilson
+from cdvae_ray.evaluation.layout import aligned_table, markdown_table
 from cdvae_ray.evaluation.study_columns import NORMS, PARTS, Norm
 from cdvae_ray.evaluation.study_statistics import StudySums, frechet_pair
 from cdvae_ray.storage.row_set import ImageRows
@@ -353,30 +354,17 @@ def study_markdown(tables: Mapping[str, Sequence[StudyRow]]) -> str:
     parts = []
     for title, rows in tables.items():
         if rows:
-            parts.append(f"## {title}\n\n{_NOTES[type(rows[0])]}\n\n{_table(rows)}")
+            parts.append(
+                f"## {title}\n\n{_NOTES[type(rows[0])]}\n\n{markdown_table(*_cells_of(rows))}"
+            )
     return "\n\n".join(parts)
 
 
 def study_text(tables: Mapping[str, Sequence[StudyRow]]) -> str:
     """All tables as aligned text for a terminal."""
-    parts = []
-    for title, rows in tables.items():
-        if rows:
-            header, cells = _cells_of(rows)
-            widths = [max(len(line[i]) for line in (header, *cells)) for i in range(len(header))]
-            lines = [
-                "  "
-                + "  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True))
-                for line in (header, *cells)
-            ]
-            parts.append("\n".join([title, *(line.rstrip() for line in lines)]))
-    return "\n\n".join(parts)
-
-
-def _table(rows: Sequence[StudyRow]) -> str:
-    header, cells = _cells_of(rows)
-    lines = [f"| {' | '.join(header)} |", f"|{'---|' * len(header)}"]
-    return "\n".join([*lines, *(f"| {' | '.join(line)} |" for line in cells)])
+    return "\n\n".join(
+        f"{title}\n{aligned_table(*_cells_of(rows))}" for title, rows in tables.items() if rows
+    )
 
 
 _NOTES: dict[type, str] = {
