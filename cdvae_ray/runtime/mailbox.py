@@ -80,10 +80,12 @@ def reading(
 ) -> Iterator[None]:
     """Runs on the driver. Handles messages on a thread while the block runs, the last ones too.
 
-    What a handler raises is raised when the block ends; later messages are not handled.
+    What a handler raises is raised when the block ends, in place of an error that the block met
+    after it; later messages are not handled. Tune stops a trial by a SystemExit out of its report,
+    which a handler may make: the error of the training that then loses its processes only follows.
     """
     done = threading.Event()
-    raised: list[Exception] = []
+    raised: list[BaseException] = []
 
     def read() -> None:
         while True:
@@ -93,7 +95,7 @@ def reading(
                 with contextlib.suppress(RayError):
                     for message in ray.get(mailbox.drain.remote()):
                         handle(message)
-            except Exception as error:  # noqa: BLE001 - of the handler's: raised below
+            except BaseException as error:  # noqa: BLE001 - of the handler's: raised below
                 raised.append(error)
                 return
             if last_round:
@@ -106,5 +108,5 @@ def reading(
     finally:
         done.set()
         reader.join(timeout=30)
-    if raised:
-        raise raised[0]
+        if raised:
+            raise raised[0]
