@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 MLFLOW_PORT ?= 5000
 
-.PHONY: train attack detect defend study test faults ui bench lint types contracts pytest clean help
+.PHONY: train attack detect defend study reproduce test faults browser ui bench lint types contracts pytest clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -45,6 +45,9 @@ defend: .venv/installed  ## attack defences: ARGS="[preset] --defenses NAME=runs
 study: .venv/installed  ## compare parts of x and x': ARGS="[preset] --checkpoint ... --classifier ..."
 	@$(BIN)/python jobs/analyze.py $(ARGS)
 
+reproduce: .venv/installed  ## tables and figures of the paper: ARGS="[preset] --table 4 --figure 2 3"
+	@$(BIN)/python jobs/reproduce.py $(ARGS)
+
 ui: .venv/installed  ## the MLflow UI of this folder's runs, on loopback
 	MLFLOW_SERVER_ENABLE_JOB_EXECUTION=false $(BIN)/mlflow ui --host 127.0.0.1 --port $(MLFLOW_PORT) \
 	  --workers 1 --backend-store-uri sqlite:///$(CURDIR)/mlflow.db
@@ -63,10 +66,14 @@ contracts: .venv/installed-dev
 	$(BIN)/lint-imports --no-cache
 
 pytest: .venv/installed-dev
-	$(BIN)/pytest -m "not faults" $(PYTEST_ARGS)
+	$(BIN)/pytest -m "not faults and not browser" $(PYTEST_ARGS)
 
 faults: .venv/installed-dev  ## kill workers, actors and drivers of running jobs (minutes)
 	$(BIN)/pytest -m faults $(PYTEST_ARGS)
+
+browser: .venv/installed-dev  ## open the report in headless Chromium, which must be there: REPORT=<file>
+	$(PIP) --editable '.[browser]'
+	REPORT='$(REPORT)' $(BIN)/pytest -m browser tests/browser $(PYTEST_ARGS)
 
 bench: .venv/installed-dev  ## run the benchmarks and write their record (minutes)
 	$(BIN)/python benchmarks/train.py

@@ -35,6 +35,8 @@ def parse(
 ) -> tuple[str, Config]:
     """The preset's name and the config of a command line `[preset] [--flag value ...]`.
 
+    The preset may as well be given as `--preset NAME`, anywhere.
+
     Args:
         kind: the config's type, whose docstrings become the help.
         arguments: without the program's name.
@@ -43,18 +45,31 @@ def parse(
         default_preset: what a command line without a preset means.
         choose: a preset's config, or an error that names the presets.
     """
-    named = bool(arguments) and not arguments[0].startswith("-")
-    name = arguments[0] if named else default_preset
+    given, arguments = _given_preset(arguments)
+    name = default_preset if given is None else given
     listing = "\n".join(f"  {each:<18}{summary}" for each, (summary, _) in presets.items())
     config = tyro.cli(
         kind,
-        args=list(arguments[1:] if named else arguments),
+        args=arguments,
         default=choose(name),
         prog=f"{job} [preset]",
         description=f"{kind.__doc__}\n\nPresets ({default_preset} without one):\n{listing}\n\n"
         f"Defaults below are those of {name}.",
     )
     return name, config
+
+
+def _given_preset(arguments: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The preset of a command line, None without one, and the other arguments."""
+    rest = list(arguments)
+    if rest and not rest[0].startswith("-"):
+        return rest[0], rest[1:]
+    for place, each in enumerate(rest):
+        flag, equals, value = each.partition("=")
+        if flag == "--preset":
+            end = place + (1 if equals else 2)
+            return value or "".join(rest[place + 1 : end]), rest[:place] + rest[end:]
+    return None, rest
 
 
 def write_summary(

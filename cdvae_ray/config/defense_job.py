@@ -319,6 +319,25 @@ DEFENSE_PRESETS: dict[str, Preset[DefenseJobConfig]] = {
             ),
         ),
     ),
+    "grey-box-quickstart": Preset(
+        "digits, transferred attacks with white-box ones beside: minutes on a laptop",
+        DefenseJobConfig(
+            table="grey-box",
+            data=DataConfig(source="digits", image_size=16, test_limit=100),
+            evidence=EvidenceConfig(images=50),
+        ),
+    ),
+    "grey-box-smoke": Preset(
+        "40 digits, one transferred attack: for tests",
+        DefenseJobConfig(
+            table="grey-box",
+            attacks=("PGD-Linf",),
+            data=DataConfig(source="digits", image_size=16, train_limit=256, test_limit=40),
+            evidence=EvidenceConfig(
+                images=8, epsilons=(8 / 255, 64 / 255), num_steps=2, black_box=False
+            ),
+        ),
+    ),
     "grey-box-small": Preset(
         "Table 6 on 500 images of CIFAR-10, for a CPU",
         DefenseJobConfig(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -128,6 +128,8 @@ class TrainOutcome:
     table: list[TableRow]
     results: str
     """The folder of the stored numbers, and of the picture if there is one."""
+    was_stored: bool = False
+    """Whether all of it was found, and nothing trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -264,7 +266,7 @@ def _finished_before(plan: _Plan) -> TrainOutcome | None:
     if found is None:
         return None
     numbers = FinalNumbers(found["metrics"], found["test_images"], found["attacked_images"])
-    return _outcome(plan, numbers, run_id=_remembered(plan))
+    return replace(_outcome(plan, numbers, run_id=_remembered(plan)), was_stored=True)
 
 
 def _train_tracked(

@@ -2,6 +2,7 @@
 
 from cdvae_ray.tracking.address import artifact_location, redact, tracking_uri
 from cdvae_ray.tracking.environment import environment_facts, git_commit
+from cdvae_ray.tracking.links import run_links
 from cdvae_ray.tracking.models import fetch_checkpoint
 from cdvae_ray.tracking.nesting import end_nested_runs
 from cdvae_ray.tracking.writer import NullWriter, RunWriter, Writer, open_writer
@@ -17,5 +18,6 @@ __all__ = [
     "git_commit",
     "open_writer",
     "redact",
+    "run_links",
     "tracking_uri",
 ]
