@@ -58,8 +58,8 @@ PART_OF_TABLE: dict[int, Part] = {
 PART_OF_FIGURE: dict[int, Part] = {2: "study", 3: "study", 4: "search", 5: "search"}
 _TABLE_3, _TABLE_5 = 3, 5
 """5: Table 4 on restricted ImageNet. 3 alone needs classifiers of G(x) and R(x)."""
-_L2_EPSILON = 1.0
-"""The paper's radius in L2."""
+_EPSILON: dict[Norm, float] = {"linf": 8 / 255, "l2": 1.0}
+"""The paper's radii."""
 
 
 class Step(NamedTuple):
@@ -175,6 +175,7 @@ class ReproduceConfig:
             expected="a folder or an object-storage URI",
             remedy="set --storage",
         )
+        self._require_recipe()
         for what, asked, known in (
             ("table", self.table, PART_OF_TABLE),
             ("figure", self.figure, PART_OF_FIGURE),
@@ -196,6 +197,41 @@ class ReproduceConfig:
             expected=f"{self._detection_table}: the table of these images",
             remedy=f"ask for --table {self._detection_table}, or choose another preset",
         )
+
+    def _require_recipe(self) -> None:
+        """Finds before the first step what would stop the last one, maybe days later."""
+        recipe = self.recipe
+        preset(recipe.cdvae)
+        classifier_preset(recipe.classifier)
+        study_preset(recipe.study)
+        finetune_preset(recipe.finetune)
+        baseline_preset(recipe.baseline)
+        gamma_preset(recipe.search)
+        for what, name, table in (
+            ("recipe.grey_box", recipe.grey_box, "grey-box"),
+            ("recipe.white_box", recipe.white_box, "white-box"),
+        ):
+            found = defense_preset(name).table
+            require(
+                found == table,
+                what,
+                got=f"{name}, a preset of the {found} table",
+                expected=f"one of the {table} table",
+                remedy=f"set --{what.replace('_', '-')} to such a preset",
+            )
+        rows: tuple[tuple[str, tuple[str, ...]], ...] = (
+            ("recipe.grey_box_baselines", recipe.grey_box_baselines),
+            ("recipe.white_box_baselines", recipe.white_box_baselines),
+            ("recipe.white_box_norms", recipe.white_box_norms),
+        )
+        for what, names in rows:
+            require(
+                len(set(names)) == len(names),
+                what,
+                got=" ".join(names),
+                expected="each name once",
+                remedy=f"set --{what.replace('_', '-')} to different ones",
+            )
 
     # --- which results --------------------------------------------------------------------------
 
@@ -297,7 +333,7 @@ class ReproduceConfig:
         base = self._training(finetune_preset(self.recipe.finetune))
         attack = base.attack
         if norm != attack.norm:
-            attack = replace(attack, norm=norm, epsilon=_L2_EPSILON)
+            attack = replace(attack, norm=norm, epsilon=_EPSILON[norm])
         return replace(
             base,
             cdvae=cdvae,
@@ -345,6 +381,7 @@ class ReproduceConfig:
             base,
             classifier=classifier,
             space=self.space,
+            training_seed=self.seed,
             max_concurrent=self.max_concurrent,
             resources=self.resources,
             **self._report(base.data),

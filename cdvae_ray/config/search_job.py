@@ -51,6 +51,8 @@ class SearchConfig:
     """Images of every trial."""
     seed: int = 0
     """Keys attacks, noise and the sampler: >= 0."""
+    training_seed: int | None = None
+    """Another seed of every training in a trial: >= 0. None: the presets'."""
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     """Workers of each training."""
     pool: PoolConfig = field(default_factory=PoolConfig)
@@ -69,6 +71,8 @@ class SearchConfig:
         at_least("seed", self.seed, 0)
         if self.epochs is not None:
             at_least("epochs", self.epochs, 1)
+        if self.training_seed is not None:
+            at_least("training_seed", self.training_seed, 0)
         require(
             bool(self.storage),
             "storage",
@@ -88,7 +92,9 @@ class SearchConfig:
         )
 
     def shortened(self, training: TrainingConfig) -> TrainingConfig:
-        """A preset's training with --epochs."""
+        """A preset's training with --epochs and --training-seed."""
+        if self.training_seed is not None:
+            training = replace(training, seed=self.training_seed)
         if self.epochs is None or self.epochs == training.epochs:
             return training
         changed = replace(training, epochs=self.epochs)

@@ -184,16 +184,12 @@ def search_headlines(trials: Sequence[Trial], space: SearchSpace) -> list[Headli
     finished = sorted(
         (trial for trial in trials if trial.state == "finished"), key=lambda trial: trial.value
     )
-    threats = {
-        "detection": f"{MAIN_ATTACK}, which knows no detector",
-        "defense": f"transfer: {MAIN_ATTACK} made against D(x)",
-    }
     ends = finished[:1] + finished[1:][-1:]
     return [
         Headline(
             result="Figure 4",
             quantity=f"{name.replace('_', ' ')} at {space.parameter} = {trial.value:g}",
-            threat_model=threats.get(name.partition("_")[0], NO_ATTACK),
+            threat_model=_threat_of(name),
             images=trial.metrics[name].images,
             value=trial.metrics[name].value,
             low=trial.metrics[name].low,
@@ -204,6 +200,18 @@ def search_headlines(trials: Sequence[Trial], space: SearchSpace) -> list[Headli
         for name in space.metrics
         for trial in ends
     ]
+
+
+def _threat_of(metric: str) -> str:
+    """What a number of a trial holds against, by its name."""
+    if metric.startswith("detection_"):
+        attacked = "D(R(x))" if metric.endswith("_essential") else "D(x)"
+        return f"{MAIN_ATTACK} on {attacked}, which knows no detector"
+    if metric.startswith("defense_"):
+        return f"transfer: {MAIN_ATTACK} made against D(x)"
+    if metric.startswith("attacked_"):
+        return f"white-box: {MAIN_ATTACK} on the whole defence"
+    return NO_ATTACK
 
 
 def headline_columns(headlines: Sequence[Headline]) -> dict[str, list[Any]]:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import unquote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markdown_it import MarkdownIt
@@ -125,17 +126,15 @@ def section_html(section: ReportSection) -> str:
     markdown = MarkdownIt("commonmark", {"html": False}).enable("table")
     markdown.add_render_rule("table_open", _open_table)
     markdown.add_render_rule("table_close", _close_table)
-    page = "\n\n".join(
-        [
-            section.page,
-            *(
-                f"![{name.removesuffix('.png')}]({name})"
-                for name in section.pictures
-                if f"]({name})" not in section.page
-            ),
-        ]
-    )
-    tokens = markdown.parse(page)
+    tokens = markdown.parse(section.page)
+    shown = {_file_of(child) for token in tokens for child in token.children or ()}
+    # In angle brackets a name may hold blanks and parentheses.
+    beside = [
+        f"![{name.removesuffix('.png')}](<{name}>)"
+        for name in section.pictures
+        if name not in shown
+    ]
+    tokens += markdown.parse("\n\n".join(beside))
     seen: set[str] = set()
     for place, token in enumerate(tokens):
         if token.type in ("heading_open", "heading_close"):
@@ -144,9 +143,14 @@ def section_html(section: ReportSection) -> str:
             token.attrSet("id", _anchor(section.key, tokens[place + 1].content, seen))
         for child in token.children or ():
             if child.type == "image":
-                child.attrSet("src", _embedded(section, str(child.attrGet("src"))))
+                child.attrSet("src", _embedded(section, _file_of(child)))
     rendered = markdown.renderer.render(tokens, markdown.options, {})
     return str(rendered)
+
+
+def _file_of(token: Token) -> str:
+    """The file that an image shows, as the section names it; "" of other tokens."""
+    return unquote(str(token.attrGet("src"))) if token.type == "image" else ""
 
 
 def _anchor(key: str, heading: str, seen: set[str]) -> str:

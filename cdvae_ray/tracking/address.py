@@ -30,14 +30,14 @@ def tracking_uri(config: TrackingConfig, embedded_root: Path) -> str:
     given = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
     if not given:
         return f"{_SQLITE}{embedded_root.resolve()}/mlflow.db"
-    if _scheme(given) in ("", "file"):
+    if scheme(given) in ("", "file"):
         raise ConfigError(
             "tracking.uri",
             got=f"the folder {redact(given)}",
             expected="a database or a server (MLflow no longer writes to plain folders)",
             remedy="use sqlite:////absolute/path/mlflow.db or the http address of an MLflow server",
         )
-    if _scheme(given) != "sqlite":
+    if scheme(given) != "sqlite":
         return given
     database = given.removeprefix(_SQLITE)
     if database in (given, "", ":memory:"):
@@ -61,7 +61,7 @@ def artifact_location(uri: str, embedded_root: Path) -> str:
         A file URI beside a sqlite database (under `embedded_root` for another database that is
         written to directly), or "" for a server, which decides itself.
     """
-    if _scheme(uri) in _SERVERS:
+    if is_server(uri):
         return ""
     root = database.parent if (database := sqlite_file(uri)) else embedded_root.resolve()
     return (root / "mlartifacts").as_uri()
@@ -78,7 +78,13 @@ def redact(text: str) -> str:
     return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?...", text)
 
 
-def _scheme(uri: str) -> str:
+def is_server(uri: str) -> bool:
+    """Whether an address names a server rather than a database."""
+    return scheme(uri) in _SERVERS
+
+
+def scheme(uri: str) -> str:
+    """An address's scheme without its driver; MLflow takes some bare names for schemes."""
     if uri in _SERVERS:
         return uri
     return urlsplit(uri).scheme.partition("+")[0]
