@@ -199,6 +199,7 @@ def search_headlines(trials: Sequence[Trial], space: SearchSpace) -> list[Headli
         )
         for name in space.metrics
         for trial in ends
+        if name in trial.metrics
     ]
 
 

@@ -42,10 +42,13 @@ def search_picture(trials: Sequence[Trial], space: SearchSpace, *, caption: str)
     figure = Figure(figsize=(6.8, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     axis = figure.subplots()
-    values = [trial.value for trial in finished]
-    names = sorted(finished[0].metrics, key=lambda name: name not in space.metrics)
+    every = dict.fromkeys(name for trial in finished for name in trial.metrics)
+    names = sorted(every, key=lambda name: name not in space.metrics)
     for place, name in enumerate(names):
-        measured = [trial.metrics[name] for trial in finished]
+        # A number that could not be measured has no point.
+        known = [trial for trial in finished if name in trial.metrics]
+        values = [trial.value for trial in known]
+        measured = [trial.metrics[name] for trial in known]
         means = [100 * each.value for each in measured]
         lows = [100 * (each.value if each.low is None else each.low) for each in measured]
         highs = [100 * (each.value if each.high is None else each.high) for each in measured]

@@ -31,7 +31,8 @@ class Trial:
     state: TrialState
     """stopped: by the scheduler."""
     metrics: Mapping[str, Measured]
-    """By name; those of a finished trial are all there."""
+    """By name. One that could not be measured, as detection where no attack succeeded, is absent
+    from a finished trial as well."""
     artifacts: Mapping[str, str]
     """Locations of its checkpoints, by what they are."""
     reason: str = ""
@@ -41,11 +42,17 @@ class Trial:
 def pareto_front(trials: Sequence[Trial], metrics: Mapping[str, Mode]) -> list[Trial]:
     """The finished trials that no other beats: at least as good in all metrics, better in one.
 
+    Trials without one of the metrics are neither on the front nor beat any.
+
     Args:
         trials: in any order, which is kept.
         metrics: what counts, and which way.
     """
-    finished = [trial for trial in trials if trial.state == "finished"]
+    finished = [
+        trial
+        for trial in trials
+        if trial.state == "finished" and all(name in trial.metrics for name in metrics)
+    ]
     scores = [
         [(1 if mode == "max" else -1) * trial.metrics[name].value for name, mode in metrics.items()]
         for trial in finished

@@ -292,6 +292,8 @@ def _sampler(job: Search, stored: Sequence[Trial]) -> Any:
         directions=["maximize" if mode == "max" else "minimize" for mode in modes],
     )
     for trial in stored:
+        if not all(name in trial.metrics for name in names):
+            continue  # Something could not be measured: there is nothing to compare it by.
         study.add_trial(
             optuna.trial.create_trial(
                 params={_VALUE: trial.value},

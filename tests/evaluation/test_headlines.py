@@ -453,6 +453,12 @@ def test_every_defence_is_there():
 # The search.
 
 
+def test_an_objective_that_could_not_be_measured_has_no_line():
+    trials = [trial(0.1, {"defense_accuracy": 0.5}), trial(1.0, {"detection_auroc_md": 0.9})]
+    found = search_headlines(trials, space("defense_accuracy", "detection_auroc_md"))
+    assert [each.value for each in found] == [0.5, 0.9]
+
+
 def test_a_search_gives_every_objective_at_both_ends():
     names = ("class_essential_accuracy", "detection_auroc_md", "defense_accuracy")
     trials = [

@@ -75,6 +75,22 @@ def test_unfinished_trials_are_on_no_front_but_in_the_table():
     json.dumps(columns, allow_nan=False)
 
 
+def test_a_number_that_could_not_be_measured_is_no_reason_to_stop():
+    partly = trial(1.0, 0.9, 0.1)
+    del partly.metrics["reconstruction_accuracy"]
+    trials = [trial(0.1, 0.5, 0.5), partly, trial(10.0, 0.4, 0.6)]
+    # It beats the others in what it has; without the rest, nobody can tell.
+    assert pareto_front(trials, MODES) == [trials[0]]
+    columns = search_columns(trials, SPACE)
+    assert columns["reconstruction_accuracy"] == [0.5, None, 0.6]
+    assert columns["on_pareto_front"] == [True, False, False]
+    assert "| 1 | finished | 90.00" in search_markdown(trials, SPACE)
+    assert search_picture(trials, SPACE, caption="") != search_picture(
+        [trials[0], trials[2]], SPACE, caption=""
+    )
+    assert search_picture([partly, *trials[:1]], SPACE, caption="").startswith(b"\x89PNG")
+
+
 def test_texts_hold_every_trial_its_interval_and_the_reason():
     for text in (search_text(SOME, SPACE), search_markdown(SOME, SPACE)):
         assert "30.00 [29.00, 32.00]" in text
