@@ -56,7 +56,7 @@ def made_up_page():
     shared = {"threat_model": "white-box", "images": 1000, "is_share": True}
     return report_html(
         title="A page",
-        facts={"images": "digits"},
+        facts={"images": "digits", "MLflow run": 32 * "0f"},
         remarks=["Small networks."],
         headlines=[
             Headline("Table 4", "AUROC", value=0.9, low=0.8, high=1.0, paper=0.99, **shared),
@@ -64,8 +64,8 @@ def made_up_page():
         ],
         sections=[
             ReportSection(
-                key="study",
-                title="The study",
+                key=f"part-{number}",
+                title=f"A section of number {number}",
                 results=["Table 1"],
                 page=page,
                 pictures={"shown.png": picture(), "beside.png": picture()},
@@ -74,6 +74,7 @@ def made_up_page():
                 ),
                 checks={"pass": 3, "fail": 1},
             )
+            for number in range(5)
         ],
         steps=[
             ReportStep(
