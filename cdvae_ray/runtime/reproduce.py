@@ -44,6 +44,12 @@ from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.tracking import Writer, open_writer, run_links
 
+_Outcome = (
+    analyze.StudyOutcome
+    | detect.DetectionOutcome
+    | evaluate_defense.DefenseOutcome
+    | search.SearchOutcome
+)
 REPORT_KIND = "reproduction-report"
 PAGE = "report.html"
 _TITLES: dict[Part, str] = {
@@ -224,32 +230,20 @@ class _Steps:
             essential=self._at("essential-classifier"),
         )
         outcome = analyze.analyze(job, preset=config.recipe.study, say=self._say)
-        return _Made(
-            step=step,
-            settings=f"analyze {config.recipe.study}",
-            digest=outcome.config_digest,
-            run_id=outcome.run_id,
-            location=outcome.report,
-            headlines=study_headlines(
-                outcome.tables,
-                config.results_of("study"),
-                attacked=THREAT_MODELS[job.threat_model].attacked,
-            ),
+        headlines = study_headlines(
+            outcome.tables,
+            config.results_of("study"),
+            attacked=THREAT_MODELS[job.threat_model].attacked,
         )
+        return _reported(step, outcome, f"analyze {config.recipe.study}", headlines)
 
     def _detection(self, step: Step) -> _Made:
         config = self._config
         job = config.detection_job(self._at("cdvae"), self._at("classifier"))
         outcome = detect.detect(job, preset=config.recipe.detection, say=self._say)
         (result,) = config.results_of("detection")
-        return _Made(
-            step=step,
-            settings=f"detect {config.recipe.detection}",
-            digest=outcome.config_digest,
-            run_id=outcome.run_id,
-            location=outcome.report,
-            headlines=detection_headlines(outcome.rows, outcome.adaptive, result=result),
-        )
+        headlines = detection_headlines(outcome.rows, outcome.adaptive, result=result)
+        return _reported(step, outcome, f"detect {config.recipe.detection}", headlines)
 
     def _grey_box(self, step: Step) -> _Made:
         config, classifier = self._config, self._at("classifier")
@@ -265,7 +259,7 @@ class _Steps:
         outcome = evaluate_defense.evaluate_defense(
             job, preset=config.recipe.grey_box, say=self._say
         )
-        return self._defended(step, outcome, preset=config.recipe.grey_box, result="Table 6")
+        return _defended(step, outcome, preset=config.recipe.grey_box, result="Table 6")
 
     def _white_box(self, step: Step) -> _Made:
         config = self._config
@@ -284,20 +278,7 @@ class _Steps:
         outcome = evaluate_defense.evaluate_defense(
             config.white_box_job(defenses), preset=config.recipe.white_box, say=self._say
         )
-        return self._defended(step, outcome, preset=config.recipe.white_box, result="Table 7")
-
-    def _defended(
-        self, step: Step, outcome: evaluate_defense.DefenseOutcome, *, preset: str, result: str
-    ) -> _Made:
-        return _Made(
-            step=step,
-            settings=f"evaluate_defense {preset}",
-            digest=outcome.config_digest,
-            run_id=outcome.run_id,
-            location=outcome.report,
-            headlines=defense_headlines(outcome.numbers, result=result),
-            checks=_counted(outcome.checks),
-        )
+        return _defended(step, outcome, preset=config.recipe.white_box, result="Table 7")
 
     def _search(self, step: Step) -> _Made:
         config = self._config
@@ -308,15 +289,39 @@ class _Steps:
             preset=config.recipe.search,
             say=self._say,
         )
-        headlines = search_headlines(outcome.trials, outcome.space)
-        return _Made(
-            step=step,
-            settings=f"tune_gamma {config.recipe.search}",
-            digest=outcome.config_digest,
-            run_id=outcome.run_id,
-            location=outcome.report,
-            headlines=headlines if "Figure 4" in config.results_of("search") else (),
-        )
+        wanted = "Figure 4" in config.results_of("search")
+        headlines = search_headlines(outcome.trials, outcome.space) if wanted else []
+        return _reported(step, outcome, f"tune_gamma {config.recipe.search}", headlines)
+
+
+def _reported(
+    step: Step,
+    outcome: _Outcome,
+    settings: str,
+    headlines: Sequence[Headline],
+    checks: Mapping[Outcome, int] | None = None,
+) -> _Made:
+    return _Made(
+        step=step,
+        settings=settings,
+        digest=outcome.config_digest,
+        run_id=outcome.run_id,
+        location=outcome.report,
+        headlines=headlines,
+        checks=checks,
+    )
+
+
+def _defended(
+    step: Step, outcome: evaluate_defense.DefenseOutcome, *, preset: str, result: str
+) -> _Made:
+    return _reported(
+        step,
+        outcome,
+        f"evaluate_defense {preset}",
+        defense_headlines(outcome.numbers, result=result),
+        _counted(outcome.checks),
+    )
 
 
 _JOBS = {
