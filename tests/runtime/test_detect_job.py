@@ -17,6 +17,8 @@ from cdvae_ray.storage.store import Store
 
 from .conftest import kill, summary, wait_for
 
+# The first test trains the models of all: minutes beside other work.
+pytestmark = pytest.mark.timeout(900)
 IMAGES = ("--data.train-limit", "600", "--data.test-limit", "300")
 QUIET = ("--tracking.no-enabled",)
 SHARDED = ("--pool.cpus-per-worker", "1", "--pool.shard-size", "20", "--pool.batch-size", "20")
