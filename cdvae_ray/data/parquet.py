@@ -136,7 +136,7 @@ def _read_files(
                 decode_into(_batch_images(batch, file, start - first), images[start:stop])
                 start = stop
             if start - first != parquet.metadata.num_rows:
-                raise _broken(file, f"{start - first} of {parquet.metadata.num_rows} rows")
+                raise broken_file(file, f"{start - first} of {parquet.metadata.num_rows} rows")
     if num_rows == 0:
         raise DataError(
             ", ".join(files), got="no rows", expected="at least one image", remedy="use other files"
@@ -152,19 +152,15 @@ def _open_file(filesystem: Any, file: str, stack: ExitStack) -> Any:
     try:
         parquet = pq.ParquetFile(stack.enter_context(filesystem.open_input_file(file)))
     except (pa.ArrowException, OSError) as error:
-        raise _broken(file, error) from error
-    schema = parquet.schema_arrow
-    _image_column(file, schema)
-    position = schema.get_field_index(LABEL_COLUMN)
-    if position < 0 or not pa.types.is_integer(schema.field(position).type):
-        raise _other_layout(file, schema)
+        raise broken_file(file, error) from error
+    image_column(file, parquet.schema_arrow)
     return parquet
 
 
 def _agreed_class_names(
     file: str, schema: Any, class_names: tuple[str, ...] | None
 ) -> tuple[str, ...] | None:
-    declared = _declared_class_names(file, schema)
+    declared = declared_class_names(file, schema)
     if declared is None or class_names is None:
         return class_names or declared
     if declared != class_names:
@@ -177,9 +173,21 @@ def _agreed_class_names(
     return class_names
 
 
-def _image_column(file: str, schema: Any) -> str:
+def image_column(file: str, schema: Any) -> str:
+    """The column of encoded images of a file in this module's layout.
+
+    Args:
+        file: what messages call it.
+        schema: its Arrow schema.
+
+    Raises:
+        DataError: the file has another layout.
+    """
     import pyarrow as pa
 
+    label = schema.get_field_index(LABEL_COLUMN)
+    if label < 0 or not pa.types.is_integer(schema.field(label).type):
+        raise _other_layout(file, schema)
     for name in IMAGE_COLUMNS:
         position = schema.get_field_index(name)
         if position < 0 or not pa.types.is_struct(schema.field(position).type):
@@ -194,8 +202,16 @@ def _image_column(file: str, schema: Any) -> str:
     raise _other_layout(file, schema)
 
 
-def _declared_class_names(file: str, schema: Any) -> tuple[str, ...] | None:
-    """The names of the label's ClassLabel in the metadata; None where there are none."""
+def declared_class_names(file: str, schema: Any) -> tuple[str, ...] | None:
+    """The names of the label's ClassLabel in the metadata; None where there are none.
+
+    Args:
+        file: what messages call it.
+        schema: its Arrow schema.
+
+    Raises:
+        DataError: metadata of another form.
+    """
     encoded = (schema.metadata or {}).get(b"huggingface")
     if encoded is None:
         return None
@@ -215,13 +231,13 @@ def _declared_class_names(file: str, schema: Any) -> tuple[str, ...] | None:
 def _batches(file: str, parquet: Any) -> Iterator[Any]:
     import pyarrow as pa
 
-    columns = [f"{_image_column(file, parquet.schema_arrow)}.bytes", LABEL_COLUMN]
+    columns = [f"{image_column(file, parquet.schema_arrow)}.bytes", LABEL_COLUMN]
     try:
         # One row group after another: the reader would otherwise be free to fetch them all ahead.
         for group in range(parquet.metadata.num_row_groups):
             yield from parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns)
     except (pa.ArrowException, OSError) as error:
-        raise _broken(file, error) from error
+        raise broken_file(file, error) from error
 
 
 def _batch_images(batch: Any, file: str, first_row: int) -> list[tuple[str, Encoded]]:
@@ -261,7 +277,8 @@ def _head(names: Sequence[str]) -> str:
     return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
 
 
-def _broken(file: str, got: object) -> DataError:
+def broken_file(file: str, got: object) -> DataError:
+    """The error for a file that cannot be read to its end."""
     return DataError(
         file, got=got, expected="a complete Parquet file", remedy="fetch or write it again"
     )

@@ -7,7 +7,6 @@ datasets that do not fit in memory pass through. `storage.prepared_images` write
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import tempfile
 import time
@@ -27,10 +26,12 @@ from cdvae_ray.core.random import image_keys
 from cdvae_ray.data.decode import decode_image
 from cdvae_ray.data.folder import EXTENSIONS
 from cdvae_ray.data.parquet import (
-    IMAGE_COLUMNS,
     LABEL_COLUMN,
     MAX_UNNAMED_CLASSES,
     TEST_PREFIXES,
+    broken_file,
+    declared_class_names,
+    image_column,
 )
 from cdvae_ray.errors import DataError, StorageError
 
@@ -476,7 +477,7 @@ class _ParquetSource:
                 spool.write(encoded)
                 progress.add(1)
         if wanted:
-            raise _broken(next(iter(wanted)), "no such row any more")
+            raise broken_file(next(iter(wanted)), "no such row any more")
         spool.flush()
         return starts, sizes
 
@@ -486,7 +487,7 @@ class _ParquetSource:
         for split in SPLITS:
             for info in self._files[split]:
                 with _opened(self._filesystem, info.path) as parquet:
-                    declared = _class_names(info.path, parquet.schema_arrow)
+                    declared = declared_class_names(info.path, parquet.schema_arrow)
                 if names is not None and declared is not None and declared != names:
                     raise DataError(
                         f"class names in {info.path}",
@@ -501,7 +502,7 @@ class _ParquetSource:
         """Labels and paths of all rows, without their images."""
         for info in self._files[split]:
             with _opened(self._filesystem, info.path) as parquet:
-                image = _image_column(info.path, parquet.schema_arrow)
+                image = image_column(info.path, parquet.schema_arrow)
                 has_path = parquet.schema_arrow.field(image).type.get_field_index("path") >= 0
                 columns = [LABEL_COLUMN, *([f"{image}.path"] if has_path else [])]
                 row = 0
@@ -525,7 +526,7 @@ class _ParquetSource:
         """Name and encoded image of all rows; no bytes at all for a row without image."""
         for info in self._files[split]:
             with _opened(self._filesystem, info.path) as parquet:
-                image = _image_column(info.path, parquet.schema_arrow)
+                image = image_column(info.path, parquet.schema_arrow)
                 row = 0
                 for batch in _batches(parquet, [f"{image}.bytes"]):
                     for struct in batch.column(image):
@@ -659,60 +660,13 @@ def _opened(filesystem: Any, file: str) -> Iterator[Any]:
         with filesystem.open_input_file(file) as stream:
             yield pq.ParquetFile(stream, buffer_size=_BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
-        raise _broken(file, error) from error
+        raise broken_file(file, error) from error
 
 
 def _batches(parquet: Any, columns: Sequence[str]) -> Iterator[Any]:
     # One row group after another: the reader would otherwise be free to fetch them all ahead.
     for group in range(parquet.metadata.num_row_groups):
         yield from parquet.iter_batches(_ROWS_PER_BATCH, row_groups=[group], columns=columns)
-
-
-def _image_column(file: str, schema: Any) -> str:
-    import pyarrow as pa
-
-    def is_image(name: str) -> bool:
-        position = schema.get_field_index(name)
-        if position < 0 or not pa.types.is_struct(schema.field(position).type):
-            return False
-        struct = schema.field(position).type
-        inner = struct.get_field_index("bytes")
-        return inner >= 0 and bool(
-            pa.types.is_binary(struct.field(inner).type)
-            or pa.types.is_large_binary(struct.field(inner).type)
-        )
-
-    label = schema.get_field_index(LABEL_COLUMN)
-    column = next(filter(is_image, IMAGE_COLUMNS), None)
-    if column is None or label < 0 or not pa.types.is_integer(schema.field(label).type):
-        raise DataError(
-            f"columns of {file}",
-            got=", ".join(f"{each.name} {each.type}" for each in schema) or "none",
-            expected="img or image struct<bytes: binary, ...> and an integer label",
-            remedy="write the file in the Hugging Face image layout",
-        )
-    return column
-
-
-def _class_names(file: str, schema: Any) -> tuple[str, ...] | None:
-    """The names of the label's ClassLabel in the metadata; None where there are none."""
-    encoded = (schema.metadata or {}).get(b"huggingface")
-    try:
-        names = json.loads(encoded or b"{}")["info"]["features"][LABEL_COLUMN].get("names")
-    except KeyError:
-        return None  # no or other metadata
-    except (ValueError, TypeError, AttributeError) as error:
-        names = f"{type(error).__name__} ({error})"
-    if names is None:
-        return None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(
-            f"huggingface metadata of {file}",
-            got=names,
-            expected=f"JSON with info.features.{LABEL_COLUMN}.names, a list of class names",
-            remedy="write the file again, or remove this metadata",
-        )
-    return tuple(names)
 
 
 @contextmanager
@@ -726,12 +680,6 @@ def _full_disk_named(scratch: Path | None) -> Iterator[None]:
             expected="a writable folder with room for a copy of the images",
             remedy="free space, or set TMPDIR to a folder that has it",
         ) from error
-
-
-def _broken(file: str, got: object) -> DataError:
-    return DataError(
-        file, got=got, expected="a complete Parquet file", remedy="fetch or write it again"
-    )
 
 
 def _head(names: Sequence[str], count: int) -> str:
