@@ -1,0 +1,1 @@
+"""Cluster files, the MLflow server, and what checks them; not part of the installed package."""
