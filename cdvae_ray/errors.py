@@ -12,10 +12,31 @@ CdvaeError
 └── TrainingError        training that cannot go on
     └── NonFiniteLossError   the loss became NaN or infinite
 
-Each message is one line: what, got, expected, remedy.
+Each message is one line: what, got, expected, remedy. No part of it shows a password, a key or the
+options of an address.
 """
 
 from __future__ import annotations
+
+import re
+
+_USER = re.compile(r"(\w[\w+.-]*://)[^/\s]*@")
+_PASSWORD = re.compile(r"(\w[\w+.-]*://)[^/\s@:]*:(?!\d{1,5}(?:[/?#\s]|$))\S*@")
+"""A user with a password, which may hold slashes that belong encoded; a port is none."""
+_OPTIONS = re.compile(r"(\w://[^\s?]*)\?\S*")
+_SECRET_OPTION = re.compile(r"\w://[^\s?]*\?\S*(?:secret|password|token|key|sig)[^=&\s]*=", re.I)
+
+
+def redact(text: str) -> str:
+    """The text with user, password and query cut out of every address in it."""
+    for pattern, kept in ((_USER, r"\1"), (_PASSWORD, r"\1"), (_OPTIONS, r"\1?...")):
+        text = pattern.sub(kept, text)
+    return text
+
+
+def holds_secrets(address: str) -> bool:
+    """Whether an address has a password in it, or an option that is one by its name."""
+    return bool(_PASSWORD.search(address) or _SECRET_OPTION.search(address))
 
 
 class CdvaeError(Exception):
@@ -29,12 +50,15 @@ class CdvaeError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, expected: str, remedy: str) -> None:
-        self.what, self.got, self.expected, self.remedy = what, got, expected, remedy
-        super().__init__(_one_line(f"{what}: got {got}, expected {expected}; {remedy}"))
+        self.what, self.got = redact(what), redact(str(got))
+        self.expected, self.remedy = redact(expected), redact(remedy)
+        super().__init__(
+            _one_line(f"{self.what}: got {self.got}, expected {self.expected}; {self.remedy}")
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         # Keyword-only arguments do not survive an exception's default pickling between processes.
-        return _rebuild, (type(self), self.what, str(self.got), self.expected, self.remedy)
+        return _rebuild, (type(self), self.what, self.got, self.expected, self.remedy)
 
 
 def _one_line(text: str) -> str:

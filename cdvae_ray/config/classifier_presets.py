@@ -17,7 +17,7 @@ from cdvae_ray.config.training import ResourcesConfig, TrainingConfig
 
 
 def _like(cdvae: TrainConfig, *, training: TrainingConfig, every: int = 1) -> ClassifierJobConfig:
-    """The classifier of a CD-VAE's preset: the same data and the same WideResNet as its D."""
+    """The classifier of a CD-VAE's preset: the same data and the same network as its D."""
     return ClassifierJobConfig(
         data=cdvae.data,
         augmentation=cdvae.augmentation,
@@ -27,6 +27,7 @@ def _like(cdvae: TrainConfig, *, training: TrainingConfig, every: int = 1) -> Cl
             dropout=cdvae.model.classifier_dropout,
             pixel_mean=cdvae.model.pixel_mean,
             pixel_std=cdvae.model.pixel_std,
+            network=cdvae.model.classifier_network,
         ),
         training=training,
         resources=ResourcesConfig(checkpoint_every=every),
@@ -45,6 +46,10 @@ def _cosine(training: TrainingConfig, epochs: int) -> TrainingConfig:
 
 _digits, _smoke = presets.preset("quickstart"), presets.preset("smoke")
 _small, _paper = presets.preset("cifar10-small"), presets.preset("cifar10")
+_tiny = presets.preset("cifar10-tiny")
+_restricted = presets.preset("restricted-imagenet")
+_restricted_tiny = presets.preset("restricted-tiny")
+_restricted_smoke = presets.preset("restricted-smoke")
 
 CLASSIFIER_PRESETS: dict[str, Preset[ClassifierJobConfig]] = {
     "quickstart": Preset(
@@ -59,10 +64,26 @@ CLASSIFIER_PRESETS: dict[str, Preset[ClassifierJobConfig]] = {
         "CIFAR-10, WRN-10-2, 10 epochs, for a CPU",
         _like(_small, training=_cosine(_small.training, 10)),
     ),
+    "cifar10-tiny": Preset(
+        "10,000 images of CIFAR-10, WRN-10-1, 8 epochs, for a CPU",
+        _like(_tiny, training=_cosine(_tiny.training, 8)),
+    ),
     # The paper does not say how its plain classifiers were trained.
     "cifar10": Preset(
         "CIFAR-10, the paper's WRN-28-10, 100 epochs (our choice: the paper names none)",
         _like(_paper, training=_cosine(_paper.training, 100), every=10),
+    ),
+    "restricted-imagenet": Preset(
+        "restricted ImageNet, the paper's ResNet-50, 60 epochs (our choice: the paper names none)",
+        _like(_restricted, training=_cosine(_restricted.training, 60)),
+    ),
+    "restricted-tiny": Preset(
+        "23 classes at 64 x 64 (Tiny-ImageNet), ResNet-10, 8 epochs, for a CPU",
+        _like(_restricted_tiny, training=_cosine(_restricted_tiny.training, 8)),
+    ),
+    "restricted-smoke": Preset(
+        "128 of those images, ResNet-10, 2 epochs: for tests",
+        _like(_restricted_smoke, training=_cosine(_restricted_smoke.training, 2)),
     ),
 }
 

@@ -15,14 +15,15 @@ class ObjectiveConfig:
     gamma: float = 2.0
     """Weight of the classification of R(x), Eq. (1): >= 0."""
     beta: float = 0.2
-    """Weight of the KL divergence, Eq. (2): >= 0."""
+    """Weight of the KL divergence, Eq. (2), or of a VQ-VAE's code-book loss: >= 0."""
     reconstruction_reduction: Literal["element_mean", "image_sum"] = "element_mean"
     """element_mean: squared error averaged over all elements of normalised pixels (released
     code). image_sum: half the squared error summed over an image, the unit-variance Gaussian
     -log p(x|z) of Eq. (2) up to its constant, averaged over the batch."""
     kl_reduction: Literal["channel_latent_mean", "image_sum"] = "channel_latent_mean"
     """channel_latent_mean: KL / (3 Z), averaged over the batch (released code). image_sum: the
-    KL divergence of Eq. (2) in nats, averaged over the batch."""
+    KL divergence of Eq. (2) in nats, averaged over the batch. Of a VQ-VAE: its code-book loss,
+    averaged or summed over the numbers of the grid."""
     reconstruction_weights: tuple[tuple[int, float], ...] = ((0, 1.0),)
     """Curriculum of the reconstruction's weight: (first epoch, weight) pairs from epoch 0 on."""
 

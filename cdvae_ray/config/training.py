@@ -119,6 +119,10 @@ class ResourcesConfig:
 
     num_workers: int = 1
     """Ray Train workers, each with a replica of the model: >= 1."""
+    min_workers: int | None = None
+    """Train with as few as this many workers while the cluster has no more, and with more as they
+    come, up to num_workers. None: with num_workers always. Every number in between divides the
+    global batch."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """gpu: one GPU a worker, NCCL. cpu: gloo. auto: gpu where the cluster has enough of them."""
     cpus_per_worker: int | Literal["auto"] = "auto"
@@ -129,11 +133,27 @@ class ResourcesConfig:
     """Epochs from one checkpoint to the next; the last epoch always has one."""
     wait_seconds: float = 30.0
     """How long to wait for resources that the cluster lacks (raise it with autoscaling)."""
+    loader_cpus: int = 1
+    """CPUs for each worker, beside its own, that read and decode streamed images."""
 
     def __post_init__(self) -> None:
         at_least("resources.num_workers", self.num_workers, 1)
+        if self.min_workers is not None:
+            require(
+                1 <= self.min_workers <= self.num_workers,
+                "resources.min_workers",
+                got=self.min_workers,
+                expected=f"a number in [1, {self.num_workers}], resources.num_workers",
+                remedy="lower --resources.min-workers or raise --resources.num-workers",
+            )
         if self.cpus_per_worker != "auto":
             at_least("resources.cpus_per_worker", self.cpus_per_worker, 1)
         at_least("resources.max_failures", self.max_failures, 0)
         at_least("resources.checkpoint_every", self.checkpoint_every, 1)
         at_least("resources.wait_seconds", self.wait_seconds, 0.0)
+        at_least("resources.loader_cpus", self.loader_cpus, 1)
+
+    @property
+    def worker_counts(self) -> range:
+        """How many workers there may be at a time."""
+        return range(self.min_workers or self.num_workers, self.num_workers + 1)

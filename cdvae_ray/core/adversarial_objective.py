@@ -14,7 +14,11 @@ from torch.nn import functional as F
 
 from cdvae_ray.config.adversarial_objective import AdversarialObjectiveConfig
 from cdvae_ray.core.cdvae import CdvaeOutput
-from cdvae_ray.core.objective import kl_per_image, squared_error_per_image
+from cdvae_ray.core.objective import (
+    latent_elements,
+    latent_loss_per_image,
+    squared_error_per_image,
+)
 from cdvae_ray.errors import ConfigError
 
 
@@ -23,8 +27,8 @@ class AdversarialTerms(NamedTuple):
 
     reconstruction: Tensor
     """Squared error averaged over the elements of normalised pixels."""
-    kl: Tensor
-    """KL(q(z|x') || p(z)) / (3 Z)."""
+    latent: Tensor
+    """KL(q(z|x') || p(z)) / (3 Z); of a VQ-VAE its code-book loss averaged over the grid."""
     redundant: Tensor
     """-log D_G(G(x'))[y], nats."""
     essential: Tensor
@@ -41,7 +45,7 @@ class AdversarialSums(NamedTuple):
     within: Tensor
     """Sum of gamma * redundant over the examples within the margin, a scalar."""
     counted: Tensor
-    """Sum of reconstruction + beta * kl + gamma * essential over the counted ones, a scalar."""
+    """Sum of reconstruction + beta * latent + gamma * essential over the counted ones, a scalar."""
     num_within: Tensor
     """How many these are, float64 scalars without gradient."""
     num_counted: Tensor
@@ -76,10 +80,11 @@ def adversarial_terms(
     *,
     config: AdversarialObjectiveConfig,
     clean_images: Tensor | None = None,
+    commitment: float = 0.25,
 ) -> AdversarialTerms:
     """The terms of Eqs. (9) and (10), and which examples Eq. (8) takes.
 
-    Gradients reach G by the reconstruction, the KL divergence, D_G(G(x')) and D(R(x')), D by
+    Gradients reach G by the reconstruction, the latent's loss, D_G(G(x')) and D(R(x')), D by
     `essential` and D_G by `redundant`; none flows through the choice of examples and classes.
 
     Args:
@@ -88,6 +93,7 @@ def adversarial_terms(
         labels: (N,) int64, the true classes.
         config: margin and variants.
         clean_images: x in normalised pixels, (N, 3, S, S); needed for the target "clean" alone.
+        commitment: of a VQ-VAE, see `objective.latent_loss_per_image`.
 
     Raises:
         ConfigError: the target is "clean" and there are no clean images.
@@ -102,10 +108,10 @@ def adversarial_terms(
         if config.essential_class == "most_probable_wrong"
         else chosen.argmax(dim=1)
     )
-    elements, latents = target[0].numel(), target.shape[1] * output.mean.shape[1]
+    elements, latents = target[0].numel(), latent_elements(output.latent, target.shape[1])
     return AdversarialTerms(
         reconstruction=squared_error_per_image(output.reconstruction.float(), target) / elements,
-        kl=kl_per_image(output.mean.float(), output.log_var.float()) / latents,
+        latent=latent_loss_per_image(output.latent, commitment=commitment) / latents,
         redundant=F.cross_entropy(logits, labels, reduction="none"),
         essential=F.cross_entropy(output.logits.float(), wrong, reduction="none"),
         within_margin=within,
@@ -122,7 +128,7 @@ def adversarial_sums(
         terms: of its part of the batch.
         config: weights.
     """
-    others = terms.reconstruction + config.beta * terms.kl + config.gamma * terms.essential
+    others = terms.reconstruction + config.beta * terms.latent + config.gamma * terms.essential
     return AdversarialSums(
         within=(config.gamma * terms.redundant).where(terms.within_margin, 0.0).sum(),
         counted=others.where(terms.counted, 0.0).sum(),

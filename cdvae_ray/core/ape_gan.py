@@ -51,21 +51,24 @@ class Generator(nn.Module):
         """The restored images, within [0, 1], like the given ones.
 
         Args:
-            images: float, (N, 3, S, S), in [0, 1], S a multiple of 4.
+            images: float, (N, 3, S, S), in [0, 1], S at least 4. Where 4 does not divide S, the
+                last row and column are repeated until it does, and cut off again.
 
         Raises:
             DataError: the images are not floating point of such a shape.
         """
         size = images.shape[-1] if images.dim() == 4 else 0
-        if size < 4 or size % 4:
+        if size < 4:
             raise DataError(
                 "images to restore",
                 got=f"shape {tuple(images.shape)}",
-                expected="(N, 3, S, S), S a multiple of 4",
+                expected="(N, 3, S, S), S at least 4",
                 remedy="resize the images to 16, 32 or 64",
             )
         require_images(images, size, what="images to restore", units="[0, 1]")
-        restored: Tensor = self.layers(2 * images - 1)
+        beyond = -size % 4
+        padded = F.pad(images, (0, beyond, 0, beyond), mode="replicate") if beyond else images
+        restored: Tensor = self.layers(2 * padded - 1)[..., :size, :size]
         return (restored + 1) / 2
 
 
@@ -75,7 +78,7 @@ class Discriminator(nn.Module):
     Three strided convolutions, batch normalisation after all but the first, and a linear layer.
 
     Args:
-        image_size: side S of the images, a multiple of 4, at least 8.
+        image_size: side S of the images, at least 8.
         width: planes of the first layer, >= 1; 64 as released.
 
     Raises:
@@ -85,11 +88,11 @@ class Discriminator(nn.Module):
     def __init__(self, *, image_size: int, width: int = 64) -> None:
         super().__init__()
         _check_width(width)
-        if image_size < 8 or image_size % 4:
+        if image_size < 8:
             raise ConfigError(
                 "image_size",
                 got=image_size,
-                expected="a multiple of 4, at least 8",
+                expected="at least 8",
                 remedy="resize the images to 16, 32 or 64",
             )
         self.image_size = image_size

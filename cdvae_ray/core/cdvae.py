@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from cdvae_ray.config.model import ModelConfig
+from cdvae_ray.core.build_network import build_network
 from cdvae_ray.core.inputs import register_pixel_units, require_dataset, require_images
-from cdvae_ray.core.vae import ConvVae, reparameterize
-from cdvae_ray.core.wide_resnet import WideResNet
+from cdvae_ray.core.vae import ConvVae, Posterior
+from cdvae_ray.core.vq_vae import Quantized, VqVae
+
+Latent: TypeAlias = Posterior | Quantized
+"""What G knows of images: q(z|x) of a convolutional VAE, or the codes of a VQ-VAE."""
 
 
 class CdvaeOutput(NamedTuple):
@@ -20,10 +24,8 @@ class CdvaeOutput(NamedTuple):
     """x, (N, 3, S, S)."""
     reconstruction: Tensor
     """G(x), (N, 3, S, S)."""
-    mean: Tensor
-    """Mean of q(z|x), (N, Z)."""
-    log_var: Tensor
-    """Log-variance of q(z|x), (N, Z)."""
+    latent: Latent
+    """q(z|x) or codes."""
     logits: Tensor
     """D(R(x)), (N, classes)."""
 
@@ -35,10 +37,8 @@ class Decomposition(NamedTuple):
     """G(x), (N, 3, S, S), in pixel units; it may leave [0, 1] slightly."""
     class_essential: Tensor
     """R(x) = x - G(x), (N, 3, S, S), in pixel units."""
-    mean: Tensor
-    """Mean of q(z|x), (N, Z)."""
-    log_var: Tensor
-    """Log-variance of q(z|x), (N, Z)."""
+    latent: Latent
+    """q(z|x) or codes."""
     logits: Tensor
     """D(R(x)), (N, classes)."""
 
@@ -50,7 +50,7 @@ class CDVAE(nn.Module):
 
     Args:
         config: the networks.
-        image_size: side S of the images, a multiple of 4, at least 8.
+        image_size: side S of the images, at least 8; a multiple of 4 for a convolutional VAE.
         class_names: one name a class; their number is the number of logits.
 
     Raises:
@@ -64,18 +64,17 @@ class CDVAE(nn.Module):
         self, config: ModelConfig, *, image_size: int, class_names: tuple[str, ...]
     ) -> None:
         super().__init__()
-        require_dataset(image_size, class_names)
+        require_dataset(image_size, class_names, multiple_of=_SIDES[config.generator])
         self.config = config
         self.image_size = image_size
         self.class_names = class_names
-        self.generator = ConvVae(
-            width=config.vae_width, latent_size=config.latent_size, image_size=image_size
-        )
-        self.classifier = WideResNet(
+        self.generator = _build_generator(config, image_size)
+        self.classifier = build_network(
+            config.classifier_network,
             depth=config.classifier_depth,
             widen_factor=config.classifier_widen_factor,
-            num_classes=len(class_names),
             dropout=config.classifier_dropout,
+            num_classes=len(class_names),
         )
         register_pixel_units(self, config.pixel_mean, config.pixel_std)
 
@@ -86,22 +85,28 @@ class CDVAE(nn.Module):
             images: float, (N, 3, S, S), in [0, 1].
             noise: the N(0, I) of the reparameterisation, (N, Z). Without it G decodes the mean
                 in eval mode (or a fresh sample if the config says so), and a fresh sample in
-                train mode.
+                train mode. A VQ-VAE takes none: Z is 0.
         """
         normalized = (images - self.pixel_mean) / self.pixel_std
-        posterior = self.generator.encode(normalized)
-        if noise is None and (self.training or self.config.evaluation_latent == "sample"):
-            noise = torch.randn_like(posterior.mean)
-        latents = posterior.mean if noise is None else reparameterize(posterior, noise)
-        reconstruction = self.generator.decode(latents)
+        reconstruction, latent = self.reconstruct(normalized, noise)
         logits = self.classifier(normalized - reconstruction)
         return CdvaeOutput(
             normalized_images=normalized,
             reconstruction=reconstruction,
-            mean=posterior.mean,
-            log_var=posterior.log_var,
+            latent=latent,
             logits=logits,
         )
+
+    def reconstruct(self, normalized: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Latent]:
+        """G of normalised images (N, 3, S, S), in the same units, and what it knows of them.
+
+        Args:
+            normalized: (images - pixel_mean) / pixel_std.
+            noise: as for `forward`.
+        """
+        sample = self.training or self.config.evaluation_latent == "sample"
+        found: tuple[Tensor, Latent] = self.generator(normalized, noise, sample=sample)
+        return found
 
     def decompose(self, images: Tensor) -> Decomposition:
         """Splits images into class-redundant and class-essential parts, in pixel units.
@@ -118,8 +123,7 @@ class CDVAE(nn.Module):
         return Decomposition(
             class_redundant=class_redundant,
             class_essential=images - class_redundant,
-            mean=output.mean,
-            log_var=output.log_var,
+            latent=output.latent,
             logits=output.logits,
         )
 
@@ -127,6 +131,18 @@ class CDVAE(nn.Module):
         """D(R(x)) through the whole CD-VAE: images in [0, 1] to logits (N, classes)."""
         logits: Tensor = self(images).logits
         return logits
+
+
+_SIDES = {"conv_vae": 4, "vq_vae": 1}
+"""The side of the images is a multiple of this."""
+
+
+def _build_generator(config: ModelConfig, image_size: int) -> ConvVae | VqVae:
+    if config.generator == "conv_vae":
+        return ConvVae(
+            width=config.vae_width, latent_size=config.latent_size, image_size=image_size
+        )
+    return VqVae(width=config.vae_width, codebook_size=config.codebook_size)
 
 
 def build_cdvae(

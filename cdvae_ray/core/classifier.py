@@ -7,15 +7,14 @@ from torch import Tensor, nn
 
 from cdvae_ray.config.classifier import ClassifierConfig, InputKind
 from cdvae_ray.config.model import Triple
+from cdvae_ray.core.build_network import build_network
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.inputs import register_pixel_units, require_dataset, require_images
-from cdvae_ray.core.vae import reparameterize
-from cdvae_ray.core.wide_resnet import WideResNet
 from cdvae_ray.errors import ConfigError
 
 
 class ImageClassifier(nn.Module):
-    """WideResNet on inputs in pixel units; the normalisation is inside.
+    """A network on inputs in pixel units; the normalisation is inside.
 
     Images x and their class-redundant part G(x) are normalised as (input - mean) / std. The
     class-essential part is a difference of two images, in which the mean cancels: R(x) / std is
@@ -24,7 +23,7 @@ class ImageClassifier(nn.Module):
     Args:
         config: the network.
         input_kind: what it is trained on, and so how its input is normalised.
-        image_size: side S of the images it is trained on, a multiple of 4, at least 8.
+        image_size: side S of the images it is trained on, at least 8.
         class_names: one name a class; their number is the number of logits.
         cdvae_digest: digest of the CD-VAE behind which it is trained; None for images.
 
@@ -51,11 +50,12 @@ class ImageClassifier(nn.Module):
         self.image_size = image_size
         self.class_names = class_names
         self.cdvae_digest = cdvae_digest
-        self.network = WideResNet(
+        self.network = build_network(
+            config.network,
             depth=config.depth,
             widen_factor=config.widen_factor,
-            num_classes=len(class_names),
             dropout=config.dropout,
+            num_classes=len(class_names),
         )
         register_pixel_units(self, _mean_of(input_kind, config), config.pixel_std)
 
@@ -159,8 +159,5 @@ def _mean_of(input_kind: InputKind, config: ClassifierConfig) -> Triple:
 
 def _class_redundant(images: Tensor, cdvae: CDVAE, noise: Tensor | None) -> Tensor:
     """G(x) in pixel units, as `CDVAE.decompose` gives it, without the cost of D(R(x))."""
-    posterior = cdvae.generator.encode((images - cdvae.pixel_mean) / cdvae.pixel_std)
-    if noise is None and (cdvae.training or cdvae.config.evaluation_latent == "sample"):
-        noise = torch.randn_like(posterior.mean)
-    latents = posterior.mean if noise is None else reparameterize(posterior, noise)
-    return cdvae.generator.decode(latents) * cdvae.pixel_std + cdvae.pixel_mean
+    reconstruction, _ = cdvae.reconstruct((images - cdvae.pixel_mean) / cdvae.pixel_std, noise)
+    return reconstruction * cdvae.pixel_std + cdvae.pixel_mean

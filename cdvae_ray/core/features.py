@@ -1,4 +1,4 @@
-"""Features of a WideResNet, one vector an image and layer: what the detectors look at.
+"""Features of a classifier, one vector an image and layer: what the detectors look at.
 
 As in Lee et al. (2018), a layer's feature is the spatial mean of its activation. All functions are
 differentiable in the images. Features describe images one by one only in eval mode.
@@ -6,39 +6,52 @@ differentiable in the images. Features describe images one by one only in eval m
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Collection
+
 from torch import Tensor
 
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
-from cdvae_ray.core.vae import reparameterize
-from cdvae_ray.core.wide_resnet import WideResNet
+from cdvae_ray.core.network import ClassifierNetwork
 from cdvae_ray.errors import DataError
 
 POOLED_LAYERS = ("conv1", "layer1", "layer2", "layer3")
-"""Layers whose spatial mean is a feature; layer3 is taken before the last normalisation."""
+"""Layers whose spatial mean is a feature; a WideResNet's layer3 is taken before its last
+normalisation. A ResNet has layer4 besides."""
 FEATURE_NAMES = (*POOLED_LAYERS, "penultimate", "logits")
-"""All features by name, in the order in which the network computes them."""
+"""All features of a WideResNet by name, in the order in which it computes them."""
+_LAST_OF_RESNET = "layer4"
 
 
-def layer_features(wide_resnet: WideResNet, normalized_images: Tensor) -> dict[str, Tensor]:
+def pooled_layers(names: Collection[str], *, prefix: str = "") -> tuple[str, ...]:
+    """The layers whose spatial mean is a feature, of a network that has these names.
+
+    Args:
+        names: of activations, features or columns.
+        prefix: of the names.
+    """
+    last = (_LAST_OF_RESNET,) if prefix + _LAST_OF_RESNET in names else ()
+    return (*POOLED_LAYERS, *last)
+
+
+def layer_features(network: ClassifierNetwork, normalized_images: Tensor) -> dict[str, Tensor]:
     """f_l = mean over height and width of the activation of layer l.
 
     Args:
-        wide_resnet: any WideResNet; in eval mode an image's features depend on it alone.
+        network: in eval mode an image's features depend on it alone.
         normalized_images: float, (N, 3, H, W), in the network's own units.
 
     Returns:
-        `FEATURE_NAMES` in their order, each (N, d_l); penultimate is normalised, rectified and
-        pooled, which is what the linear layer sees.
+        All that the network has in their order, each (N, d_l): its `pooled_layers`, penultimate,
+        which is what the linear layer sees, and logits.
 
     Raises:
         DataError: the images are not floating point of shape (N, 3, H, W).
     """
     _check_images(normalized_images)
-    activations = wide_resnet.activations(normalized_images)
-    pooled = {name: activations[name].mean(dim=(2, 3)) for name in POOLED_LAYERS}
-    return {name: pooled.get(name, activations[name]) for name in FEATURE_NAMES}
+    activations = network.activations(normalized_images)
+    pooled = {name: activations[name].mean(dim=(2, 3)) for name in pooled_layers(activations)}
+    return {name: pooled.get(name, value) for name, value in activations.items()}
 
 
 def normalized_essential(cdvae: CDVAE, images: Tensor, noise: Tensor | None = None) -> Tensor:
@@ -57,12 +70,8 @@ def normalized_essential(cdvae: CDVAE, images: Tensor, noise: Tensor | None = No
     """
     _check_images(images, cdvae.image_size)
     normalized = (images - cdvae.pixel_mean) / cdvae.pixel_std
-    posterior = cdvae.generator.encode(normalized)
-    if noise is None and (cdvae.training or cdvae.config.evaluation_latent == "sample"):
-        noise = torch.randn_like(posterior.mean)
-    latents = posterior.mean if noise is None else reparameterize(posterior, noise)
-    essential: Tensor = normalized - cdvae.generator.decode(latents)
-    return essential
+    reconstruction, _ = cdvae.reconstruct(normalized, noise)
+    return normalized - reconstruction
 
 
 def features_of_essential(

@@ -26,8 +26,8 @@ class Denoiser(nn.Module):
 
     Args:
         width: planes of the first block, >= 1; 64 in the paper.
-        num_downsamplings: how often the image is halved, 1 to 4; images have to be a multiple of
-            2^num_downsamplings, and at least twice it.
+        num_downsamplings: how often the image is halved (an odd size rounds up), 1 to 4; images
+            have to be twice 2^num_downsamplings at least.
 
     Raises:
         ConfigError: a setting outside its range.
@@ -46,7 +46,7 @@ class Denoiser(nn.Module):
                 expected=f"1 to {len(_PLANES) - 1}",
                 remedy="pass 2 for images of 16 x 16 or 32 x 32",
             )
-        self.size_unit = 2**num_downsamplings
+        self.least_size = 2 * 2**num_downsamplings
         planes = [width * factor for factor in _PLANES[: num_downsamplings + 1]]
         self.down = nn.ModuleList([_block(3, planes[0], _CONVOLUTIONS[0])])
         self.up = nn.ModuleList()
@@ -86,17 +86,15 @@ class Denoiser(nn.Module):
 
     def _check(self, images: Tensor) -> None:
         size = images.shape[-1] if images.dim() == 4 else 0
-        right_size = size >= 2 * self.size_unit and size % self.size_unit == 0
         if (
-            not right_size
+            size < self.least_size
             or tuple(images.shape[1:]) != (3, size, size)
             or not images.is_floating_point()
         ):
             raise DataError(
                 "images to denoise",
                 got=f"{images.dtype} of shape {tuple(images.shape)}",
-                expected=f"floating point of shape (N, 3, S, S), S a multiple of {self.size_unit} "
-                f"and at least {2 * self.size_unit}",
+                expected=f"floating point of shape (N, 3, S, S), S at least {self.least_size}",
                 remedy="divide uint8 images by 255 and resize them",
             )
 

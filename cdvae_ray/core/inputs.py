@@ -8,13 +8,15 @@ from torch import Tensor, nn
 from cdvae_ray.errors import ConfigError, DataError
 
 
-def require_dataset(image_size: int, class_names: tuple[str, ...]) -> None:
+def require_dataset(image_size: int, class_names: tuple[str, ...], *, multiple_of: int = 1) -> None:
     """Raises ConfigError unless the networks can have this image size and number of classes."""
-    if image_size < 8 or image_size % 4:
+    if image_size < 8 or image_size % multiple_of:
         raise ConfigError(
             "image_size",
             got=image_size,
-            expected="a multiple of 4, at least 8",
+            expected="at least 8"
+            if multiple_of == 1
+            else f"a multiple of {multiple_of}, at least 8",
             remedy="resize the images to 16, 32 or 64",
         )
     if len(class_names) < 2:

@@ -9,18 +9,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cdvae_ray.config.objective import ObjectiveConfig
-from cdvae_ray.core.cdvae import CdvaeOutput
+from cdvae_ray.core.cdvae import CdvaeOutput, Latent
+from cdvae_ray.core.vae import Posterior
+from cdvae_ray.core.vq_vae import codebook_loss_per_image
 
 
 class CdvaeLoss(NamedTuple):
     """Eq. (1) and its three terms, each a batch mean before its weight is applied."""
 
     total: Tensor
-    """weight * reconstruction + beta * kl + gamma * classification."""
+    """weight * reconstruction + beta * latent + gamma * classification."""
     reconstruction: Tensor
     """-log p(x|z) of Eq. (2) in the chosen reduction, a scalar."""
-    kl: Tensor
-    """D_KL(q(z|x) || p(z)) of Eq. (2) in the chosen reduction, a scalar."""
+    latent: Tensor
+    """D_KL(q(z|x) || p(z)) of Eq. (2) in the chosen reduction; of a VQ-VAE, whose KL divergence is
+    constant, its code-book and commitment loss in its place; a scalar."""
     classification: Tensor
     """-log D(R(x))[y] of Eq. (3), nats, a scalar."""
 
@@ -35,6 +38,19 @@ def kl_per_image(mean: Tensor, log_var: Tensor) -> Tensor:
         (N,), nats.
     """
     return -0.5 * (1 + log_var - mean.square() - log_var.exp()).sum(dim=1)
+
+
+def latent_loss_per_image(latent: Latent, *, commitment: float) -> Tensor:
+    """What G pays for its latent: KL in nats, or the code-book loss summed over the grid: (N,)."""
+    if isinstance(latent, Posterior):
+        return kl_per_image(latent.mean.float(), latent.log_var.float())
+    return codebook_loss_per_image(latent, commitment=commitment)
+
+
+def latent_elements(latent: Latent, num_channels: int) -> int:
+    """What channel_latent_mean divides by: 3 Z as released, or the d h w numbers of the grid."""
+    elements = latent.vector.shape[1]
+    return num_channels * elements if isinstance(latent, Posterior) else elements
 
 
 def squared_error_per_image(reconstruction: Tensor, images: Tensor) -> Tensor:
@@ -61,6 +77,7 @@ def cdvae_loss(
     epoch: int,
     partner_labels: Tensor | None = None,
     mixup_weight: float = 1.0,
+    commitment: float = 0.25,
 ) -> CdvaeLoss:
     """Eq. (1): weight(epoch) * reconstruction + beta * KL + gamma * cross-entropy.
 
@@ -71,11 +88,12 @@ def cdvae_loss(
         epoch: selects the reconstruction's weight in the curriculum.
         partner_labels: the labels of the images mixed in, (N,), with mixup.
         mixup_weight: the share of `labels` in [0, 1].
+        commitment: of a VQ-VAE, see `latent_loss_per_image`.
     """
     # The sums run in float32: under autocast the terms may arrive in bfloat16.
     images = output.normalized_images.float()
     squared_error = squared_error_per_image(output.reconstruction.float(), images)
-    kl = kl_per_image(output.mean.float(), output.log_var.float())
+    latent = latent_loss_per_image(output.latent, commitment=commitment)
     classification = cross_entropy_per_image(
         output.logits.float(),
         labels,
@@ -89,15 +107,15 @@ def cdvae_loss(
             reconstruction = 0.5 * squared_error.mean()
     match objective.kl_reduction:
         case "channel_latent_mean":
-            kl_term = kl.mean() / (images.shape[1] * output.mean.shape[1])
+            latent_term = latent.mean() / latent_elements(output.latent, images.shape[1])
         case "image_sum":
-            kl_term = kl.mean()
+            latent_term = latent.mean()
     total = (
         objective.reconstruction_weight(epoch) * reconstruction
-        + objective.beta * kl_term
+        + objective.beta * latent_term
         + objective.gamma * classification
     )
-    return CdvaeLoss(total, reconstruction, kl_term, classification)
+    return CdvaeLoss(total, reconstruction, latent_term, classification)
 
 
 def reconstruction_accuracy_per_image(reconstruction: Tensor, images: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from cdvae_ray.core.features import POOLED_LAYERS
+from cdvae_ray.core.features import pooled_layers
 from cdvae_ray.errors import DataError
 
 
@@ -22,8 +22,8 @@ def perceptual_features(activations: Mapping[str, Tensor]) -> Tensor:
     |a_l| is the norm over channels at each position; where it is zero, so is the feature.
 
     Args:
-        activations: `POOLED_LAYERS` among them, (N, planes, height, width) each, such as
-            `WideResNet.activations` gives them.
+        activations: `pooled_layers` among them, (N, planes, height, width) each, as a network's
+            `activations` gives them.
 
     Returns:
         (N, D), at least float32; differentiable. Its norm is at most sqrt(number of layers).
@@ -31,7 +31,8 @@ def perceptual_features(activations: Mapping[str, Tensor]) -> Tensor:
     Raises:
         DataError: a layer is absent, or not of that shape.
     """
-    return torch.cat([_layer(name, activations.get(name)) for name in POOLED_LAYERS], dim=1)
+    layers = pooled_layers(activations)
+    return torch.cat([_layer(name, activations.get(name)) for name in layers], dim=1)
 
 
 def perceptual_distance(a: Tensor, b: Tensor) -> Tensor:
@@ -54,7 +55,7 @@ def _layer(name: str, activation: Tensor | None) -> Tensor:
             f"activation {name}",
             got="none" if activation is None else f"shape {tuple(activation.shape)}",
             expected="shape (N, planes, height, width)",
-            remedy="pass what WideResNet.activations returns",
+            remedy="pass what a network's activations returns",
         )
     # Under autocast activations may arrive in bfloat16, too coarse for differences of neighbours.
     wide = activation.to(torch.promote_types(activation.dtype, torch.float32))

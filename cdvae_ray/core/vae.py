@@ -14,6 +14,11 @@ class Posterior(NamedTuple):
     mean: Tensor
     log_var: Tensor
 
+    @property
+    def vector(self) -> Tensor:
+        """What G decodes without noise, (N, Z)."""
+        return self.mean
+
 
 class ResBlock(nn.Module):
     """x + convs(x), convs = LeakyReLU, Conv3x3, BN, LeakyReLU, Conv1x1."""
@@ -71,6 +76,22 @@ class ConvVae(nn.Module):
         self.fc11 = nn.Linear(flat, latent_size)
         self.fc12 = nn.Linear(flat, latent_size)
         self.fc21 = nn.Linear(latent_size, flat)
+
+    def forward(
+        self, images: Tensor, noise: Tensor | None = None, *, sample: bool = False
+    ) -> tuple[Tensor, Posterior]:
+        """The reconstruction of normalised images, and q(z|x).
+
+        Args:
+            images: (N, 3, S, S).
+            noise: the N(0, I) of the reparameterisation, (N, Z).
+            sample: whether to draw noise where none is given; else the mean is decoded.
+        """
+        posterior = self.encode(images)
+        if noise is None and sample:
+            noise = torch.randn_like(posterior.mean)
+        latents = posterior.mean if noise is None else reparameterize(posterior, noise)
+        return self.decode(latents), posterior
 
     def encode(self, images: Tensor) -> Posterior:
         """q(z|x) of normalised images."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cdvae_ray.core.network import ClassifierNetwork
+
 
 class WideBlock(nn.Module):
     """Pre-activation block: bn1, relu, conv1 3x3, dropout, bn2, relu, conv2 3x3 (strided).
@@ -32,7 +34,7 @@ class WideBlock(nn.Module):
         return out
 
 
-class WideResNet(nn.Module):
+class WideResNet(ClassifierNetwork):
     """WideResNet-depth-widen_factor: normalised images (N, 3, H, W) to logits (N, classes).
 
     Args:

@@ -9,7 +9,7 @@ from cdvae_ray.data.batches import (
 )
 from cdvae_ray.data.decode import decode_all, decode_image, to_square
 from cdvae_ray.data.images import ImageSet, Splits
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split, load_splits
 
 __all__ = [
     "Batch",
@@ -21,6 +21,7 @@ __all__ = [
     "decode_image",
     "epoch_order",
     "evaluation_batches",
+    "load_split",
     "load_splits",
     "to_square",
 ]

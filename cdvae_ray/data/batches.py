@@ -45,6 +45,14 @@ class BatchSource(Protocol):
     def batches_per_epoch(self) -> int:
         """Global batches in an epoch, the same on every rank."""
 
+    @property
+    def corrupt_images(self) -> int:
+        """Undecodable images of this rank in the epoch so far, whose places others took."""
+
+    @property
+    def max_corrupt_images(self) -> int | None:
+        """How many an epoch may have over all ranks; None where images were decoded before."""
+
     def epoch_batches(self, epoch: int) -> Iterator[Batch]:
         """This rank's part of each global batch of an epoch; the same for the same epoch."""
 
@@ -112,6 +120,7 @@ class InMemoryBatches:
         self._seed = seed
         self._rank = rank
         self._rank_batch_size = global_batch_size // world_size
+        self.corrupt_images, self.max_corrupt_images = 0, None
 
     @property
     def num_images(self) -> int:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from cdvae_ray.data.decode import Encoded, decode_all
-from cdvae_ray.data.images import ImageSet, Splits
+from cdvae_ray.data.images import LIMIT_SEED, ImageSet, Split, Splits, limited_order
 from cdvae_ray.errors import DataError
 
 EXTENSIONS = frozenset(
@@ -16,20 +16,54 @@ EXTENSIONS = frozenset(
 )  # in any case
 
 
-def load_folder(path: str, image_size: int) -> Splits:
+def load_folder(
+    path: str, image_size: int, *, train_limit: int | None = None, test_limit: int | None = None
+) -> Splits:
     """Images in class folders; the sorted names of the training folders are the class list.
 
     Other and hidden files are ignored, and so are images in deeper folders. Images are numbered
-    by class, then by file name. The test half may leave out classes.
+    by class, then by file name. The test half may leave out classes. Files beyond a limit are not
+    read.
 
     Args:
         path: the local folder that holds `train` and `test`.
         image_size: side of the images, in pixels; see `decode.to_square`.
+        train_limit: keep this many training images: those, in that order, that
+            `ImageSet.limit(train_limit, LIMIT_SEED)` keeps of all. None: all.
+        test_limit: the same for test images.
 
     Raises:
         DataError: a folder is missing, a training class is empty, a test class is not among the
-            training classes, or a file cannot be decoded.
+            training classes, there are fewer images than a limit, or a chosen file cannot be
+            decoded.
     """
+    root, class_names = _listed_classes(path)
+    return Splits(
+        train=_load_split(root, "train", class_names, image_size, train_limit),
+        test=_load_split(root, "test", class_names, image_size, test_limit),
+    )
+
+
+def load_folder_split(
+    path: str, image_size: int, split: Split, *, limit: int | None = None
+) -> ImageSet:
+    """One half of what `load_folder` gives; of the other, only the class folders are looked at.
+
+    Args:
+        path: as for `load_folder`.
+        image_size: as for `load_folder`.
+        split: which half.
+        limit: of that half, as for `load_folder`.
+
+    Raises:
+        DataError: as for `load_folder`, of the half and of the class folders of the other.
+    """
+    root, class_names = _listed_classes(path)
+    return _load_split(root, split, class_names, image_size, limit)
+
+
+def _listed_classes(path: str) -> tuple[Path, list[str]]:
+    """The folder and its training classes, which include those of the test half."""
     root = Path(path).expanduser()
     class_names = _class_names(_existing(root, root / "train"))
     test_names = _class_names(_existing(root, root / "test"))
@@ -41,29 +75,30 @@ def load_folder(path: str, image_size: int) -> Splits:
             expected=f"one of the {len(class_names)} class folders of {root / 'train'}",
             remedy="add training images of that class, or remove its test folder",
         )
-    return Splits(
-        train=_load_split(root, "train", class_names, image_size),
-        test=_load_split(root, "test", class_names, image_size),
-    )
+    return root, class_names
 
 
-def _load_split(root: Path, split: str, class_names: Sequence[str], image_size: int) -> ImageSet:
-    items: list[tuple[str, Encoded]] = []
+def _load_split(
+    root: Path, split: Split, class_names: Sequence[str], image_size: int, limit: int | None
+) -> ImageSet:
+    name = f"folder/{split}"
+    files: list[Path] = []
     labels: list[int] = []
     for label, class_name in enumerate(class_names):
         folder = root / split / class_name
-        files = _image_files(folder) if folder.is_dir() else []
-        if split == "train" and not files:
+        found = _image_files(folder) if folder.is_dir() else []
+        if split == "train" and not found:
             raise _no_images(f"class folder {folder}")
-        items += [(str(file), file.read_bytes) for file in files]
-        labels += [label] * len(files)
-    if not items:
+        files += found
+        labels += [label] * len(found)
+    if not files:
         raise _no_images(f"folder {root / split}")
+    if limit is not None:
+        order = limited_order(len(files), limit, LIMIT_SEED, name).tolist()
+        files, labels = [files[place] for place in order], [labels[place] for place in order]
+    items: list[tuple[str, Encoded]] = [(str(file), file.read_bytes) for file in files]
     return ImageSet.build(
-        decode_all(items, image_size),
-        torch.tensor(labels, dtype=torch.int64),
-        class_names,
-        f"folder/{split}",
+        decode_all(items, image_size), torch.tensor(labels, dtype=torch.int64), class_names, name
     )
 
 

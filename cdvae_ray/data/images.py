@@ -7,12 +7,16 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from cdvae_ray.errors import DataError
+
+Split: TypeAlias = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+LIMIT_SEED = 0  # fixed: a limit names the same images in every run
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,15 +90,7 @@ class ImageSet:
         Raises:
             DataError: there are fewer than `count` images, or `count` is below 1.
         """
-        if not 1 <= count <= len(self):
-            raise DataError(
-                f"the limit on {self.name}",
-                got=count,
-                expected=f"a number of images in [1, {len(self)}]",
-                remedy="lower or leave out the limit",
-            )
-        generator = torch.Generator().manual_seed(seed)
-        return self._select(torch.randperm(len(self), generator=generator)[:count], self.name)
+        return self._select(limited_order(len(self), count, seed, self.name), self.name)
 
     def first(self, count: int) -> ImageSet:
         """The first `count` images, in [1, len(self)], under their own ids."""
@@ -138,6 +134,31 @@ class Splits(NamedTuple):
     """What models are fitted to."""
     test: ImageSet
     """What they are evaluated on."""
+
+
+def limited_order(num_images: int, count: int, seed: int, name: str) -> Tensor:
+    """Which images `ImageSet.limit` keeps, for readers that need not decode the others.
+
+    Args:
+        num_images: how many there are.
+        count: how many to keep, in [1, num_images].
+        seed: of the shuffle.
+        name: what messages call the set.
+
+    Returns:
+        (count,) int64: the kept images by their numbers in [0, num_images), in their new order.
+
+    Raises:
+        DataError: there are fewer than `count` images, or `count` is below 1.
+    """
+    if not 1 <= count <= num_images:
+        raise DataError(
+            f"the limit on {name}",
+            got=count,
+            expected=f"a number of images in [1, {num_images}]",
+            remedy="lower or leave out the limit",
+        )
+    return torch.randperm(num_images, generator=torch.Generator().manual_seed(seed))[:count]
 
 
 def _verify_images(images: Tensor, name: str) -> None:

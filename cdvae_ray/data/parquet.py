@@ -8,153 +8,213 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from pathlib import Path
-from typing import Any, NamedTuple
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from cdvae_ray.data.decode import Encoded, decode_into
-from cdvae_ray.data.images import ImageSet, Splits
+from cdvae_ray.data.decode import Encoded, decode_all
+from cdvae_ray.data.images import LIMIT_SEED, SPLITS, ImageSet, Split, Splits, limited_order
+from cdvae_ray.data.roots import head, open_root, parquet_files
 from cdvae_ray.errors import DataError
+
+if TYPE_CHECKING:
+    from pyarrow.fs import FileInfo
 
 IMAGE_COLUMNS = ("img", "image")
 LABEL_COLUMN = "label"
-TEST_PREFIXES = ("test", "validation", "valid")  # the first of these that has files
 ROWS_PER_BATCH = 1024
+BUFFER_BYTES = 8 * 2**20  # files are read in pieces of this size, however large a row group
 MAX_UNNAMED_CLASSES = 100_000  # a larger label without a class list is taken for damage
 
 
-class _Rows(NamedTuple):
-    images: Tensor
-    labels: Tensor
-    class_names: tuple[str, ...] | None
+class _File(NamedTuple):
+    """A file of a split, by its footer."""
+
+    path: str
+    image_column: str
+    metadata: Any
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.metadata.num_rows)
 
 
-def load_parquet(path: str, image_size: int) -> Splits:
+def load_parquet(
+    path: str, image_size: int, *, train_limit: int | None = None, test_limit: int | None = None
+) -> Splits:
     """`train*.parquet` and `test*.parquet` of a folder or of its `data` folder, sorted by name.
 
     Where there is no test file, `validation*` or `valid*` files stand in. Class names come from
     the metadata of the training files; without any, the classes are "0", "1", ... up to the
-    largest training label. At most one batch of encoded images is held beside the result.
+    largest training label. Rows beyond a limit are not decoded, and row groups without a chosen
+    row not read. At most one batch of rows is held beside the result.
 
     Args:
         path: a local folder, or the URI of one in object storage, for example s3://bucket/folder.
         image_size: side of the images, in pixels; see `decode.to_square`.
+        train_limit: keep this many training images: those, in that order, that
+            `ImageSet.limit(train_limit, LIMIT_SEED)` keeps of all. None: all, as in the files.
+        test_limit: the same for test images.
 
     Raises:
-        DataError: no such files, a file that is not Parquet or not in this layout, a null or
-            broken image, or a null label or one outside the class list.
+        DataError: no such files, a file that is not Parquet or not in this layout, fewer rows
+            than a limit, or among the chosen rows a null or broken image, or a null label or one
+            outside the class list.
     """
-    filesystem, root = _open_root(path)
-    train_files, test_files = _find_files(filesystem, root, path)
-    train = _read_files(filesystem, train_files, image_size, None)
-    class_names = train.class_names
-    if class_names is None:
-        class_names = tuple(str(label) for label in range(int(train.labels.max()) + 1))
-    test = _read_files(filesystem, test_files, image_size, class_names)
+    dataset = _Dataset(path, SPLITS)
     return Splits(
-        train=ImageSet.build(train.images, train.labels, class_names, "parquet/train"),
-        test=ImageSet.build(test.images, test.labels, class_names, "parquet/test"),
+        train=dataset.load("train", image_size, train_limit),
+        test=dataset.load("test", image_size, test_limit),
     )
 
 
-def _open_root(path: str) -> tuple[Any, str]:
-    import pyarrow as pa
-    from pyarrow import fs
+def load_parquet_split(
+    path: str, image_size: int, split: Split, *, limit: int | None = None
+) -> ImageSet:
+    """One half of what `load_parquet` gives, without decoding the other.
 
-    if "://" not in path:
-        return fs.LocalFileSystem(), Path(path).expanduser().resolve().as_posix()
-    try:
-        filesystem, root = fs.FileSystem.from_uri(path)
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"data.path {path}",
-            got=error,
-            expected="a folder or an object-storage URI that pyarrow understands",
-            remedy="write it as s3://bucket/folder, gs://bucket/folder or a local path",
-        ) from error
-    return filesystem, root
+    Of the training files the footers are always read, for the class names, and their labels
+    where these say how many classes there are.
 
+    Args:
+        path: as for `load_parquet`.
+        image_size: as for `load_parquet`.
+        split: which half.
+        limit: of that half, as for `load_parquet`.
 
-def _find_files(filesystem: Any, root: str, path: str) -> tuple[list[str], list[str]]:
-    names = _list_folder(filesystem, root, path)
-    if not _split_files(names, "train"):
-        names = _list_folder(filesystem, f"{root}/data", path) or names
-    train = _split_files(names, "train")
-    test = next((files for p in TEST_PREFIXES if (files := _split_files(names, p))), [])
-    if not train or not test:
-        shown = _head([name.rpartition("/")[2] for name in names])
-        raise DataError(
-            f"data.path {path}",
-            got=f"a folder with {shown}" if shown else "no such folder, or an empty one",
-            expected="train*.parquet and test*.parquet, there or in its folder data",
-            remedy="point --data.path at the folder that holds both",
-        )
-    return train, test
+    Raises:
+        DataError: as for `load_parquet`, of the half alone and of the training files' footers.
+    """
+    return _Dataset(path, (split,)).load(split, image_size, limit)
 
 
-def _list_folder(filesystem: Any, folder: str, path: str) -> list[str]:
-    import pyarrow as pa
-    from pyarrow import fs
+class _Dataset:
+    """The footers of a folder's files.
 
-    try:
-        infos = filesystem.get_file_info(fs.FileSelector(folder, allow_not_found=True))
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(
-            f"data.path {path}",
-            got=error,
-            expected="a folder that can be listed",
-            remedy="check the path and the credentials of its storage",
-        ) from error
-    return sorted(info.path for info in infos)
+    Args:
+        path: of the folder.
+        splits: which halves are to be loaded.
+    """
 
+    def __init__(self, path: str, splits: Sequence[Split]) -> None:
+        self._filesystem, root = open_root(path, setting="data.path")
+        found = parquet_files(self._filesystem, root, path, setting="data.path")
+        self._files: dict[Split, list[_File]] = {}
+        self._files["train"], class_names = self._footers(found["train"], None)
+        if class_names is None:
+            class_names = tuple(str(label) for label in range(self._largest_training_label() + 1))
+        if "test" in splits:
+            self._files["test"], _ = self._footers(found["test"], class_names)
+        self._class_names = class_names
 
-def _split_files(files: Sequence[str], prefix: str) -> list[str]:
-    basenames = ((file, file.rpartition("/")[2]) for file in files)
-    return [f for f, base in basenames if base.startswith(prefix) and base.endswith(".parquet")]
-
-
-def _read_files(
-    filesystem: Any, files: Sequence[str], image_size: int, class_names: tuple[str, ...] | None
-) -> _Rows:
-    """All rows of some files; `class_names` are those of an earlier split, None where unknown."""
-    with ExitStack() as stack:
-        opened = [(file, _open_file(filesystem, file, stack)) for file in files]
-        for file, parquet in opened:
-            class_names = _agreed_class_names(file, parquet.schema_arrow, class_names)
-        num_rows = sum(parquet.metadata.num_rows for _, parquet in opened)
-        images = torch.empty((num_rows, 3, image_size, image_size), dtype=torch.uint8)
-        labels = torch.empty(num_rows, dtype=torch.int64)
+    def load(self, split: Split, image_size: int, limit: int | None) -> ImageSet:
+        """Reads and decodes the chosen rows of a half, in the order of the files."""
+        name = f"parquet/{split}"
+        num_rows = sum(file.num_rows for file in self._files[split])
+        order = torch.arange(num_rows)
+        if limit is not None:
+            order = limited_order(num_rows, limit, LIMIT_SEED, name)
+        rows, places = order.sort()  # the image of the row `rows[i]` is image `places[i]`
+        images = torch.empty((len(rows), 3, image_size, image_size), dtype=torch.uint8)
+        labels = torch.empty(len(rows), dtype=torch.int64)
         start = 0
-        for file, parquet in opened:
-            first = start
-            for batch in _batches(file, parquet):
-                stop = start + batch.num_rows
-                labels[start:stop] = _batch_labels(batch, file, start - first, class_names)
-                decode_into(_batch_images(batch, file, start - first), images[start:stop])
-                start = stop
-            if start - first != parquet.metadata.num_rows:
-                raise broken_file(file, f"{start - first} of {parquet.metadata.num_rows} rows")
-    if num_rows == 0:
-        raise DataError(
-            ", ".join(files), got="no rows", expected="at least one image", remedy="use other files"
-        )
-    return _Rows(images, labels, class_names)
+        for file in self._files[split]:
+            inside = _between(rows, start, start + file.num_rows)
+            file_rows, file_places = rows[inside] - start, places[inside]
+            start += file.num_rows
+            columns = [f"{file.image_column}.bytes", LABEL_COLUMN]
+            for first, batch in self._batches(file, file_rows, columns):
+                inside = _between(file_rows, first, first + batch.num_rows)
+                chosen, targets = file_rows[inside].tolist(), file_places[inside]
+                found = _batch_labels(batch, file, first, chosen, len(self._class_names))
+                labels[targets] = torch.tensor(found, dtype=torch.int64)
+                encoded = _batch_images(batch, file, first, chosen)
+                del batch  # or it would be held while the next one is read
+                images[targets] = decode_all(encoded, image_size)
+                del encoded
+        return ImageSet.build(images, labels, self._class_names, name)
+
+    def _footers(
+        self, infos: Sequence[FileInfo], class_names: tuple[str, ...] | None
+    ) -> tuple[list[_File], tuple[str, ...] | None]:
+        """Files of a split, and the class names that they and `class_names` agree on, if any."""
+        files = []
+        for info in infos:
+            with opened_parquet(self._filesystem, info.path) as parquet:
+                schema = parquet.schema_arrow
+                files.append(_File(info.path, image_column(info.path, schema), parquet.metadata))
+            class_names = _agreed_class_names(info.path, schema, class_names)
+        if not any(file.num_rows for file in files):
+            raise DataError(
+                ", ".join(file.path for file in files),
+                got="no rows",
+                expected="at least one image",
+                remedy="use other files",
+            )
+        return files, class_names
+
+    def _largest_training_label(self) -> int:
+        largest = 0
+        for file in self._files["train"]:
+            for first, batch in self._batches(file, torch.arange(file.num_rows), [LABEL_COLUMN]):
+                rows = range(first, first + batch.num_rows)
+                labels = _batch_labels(batch, file, first, rows, MAX_UNNAMED_CLASSES)
+                largest = max(largest, *labels)
+        return largest
+
+    def _batches(
+        self, file: _File, rows: Tensor, columns: Sequence[str]
+    ) -> Iterator[tuple[int, Any]]:
+        """Batches of a file that hold some of its rows, and the number of their first row.
+
+        Args:
+            file: which.
+            rows: (N,) ascending row numbers; row groups without any of them are not read, nor a
+                file without any opened.
+            columns: which to read.
+        """
+        if not len(rows):
+            return
+        with opened_parquet(self._filesystem, file.path, file.metadata) as parquet:
+            start = 0
+            # One row group after another: the reader would else be free to fetch them all ahead.
+            for group in range(file.metadata.num_row_groups):
+                first, start = start, start + file.metadata.row_group(group).num_rows
+                if not _any_between(rows, first, start):
+                    continue
+                for batch in parquet.iter_batches(
+                    ROWS_PER_BATCH, row_groups=[group], columns=columns
+                ):
+                    if _any_between(rows, first, first + batch.num_rows):
+                        yield first, batch
+                    first += batch.num_rows
+                    del batch  # or it would be held while the next one is read
+                if first != start:
+                    raise broken_file(file.path, f"row group {group} without its last rows")
 
 
-def _open_file(filesystem: Any, file: str, stack: ExitStack) -> Any:
-    """An open ParquetFile in the layout, closed with the stack."""
+@contextmanager
+def opened_parquet(filesystem: Any, file: str, metadata: Any = None) -> Iterator[Any]:
+    """An open ParquetFile; whatever Arrow cannot read while it is open names the file.
+
+    Args:
+        filesystem: from `roots.open_root`.
+        file: its path there.
+        metadata: of the file, where it has been read before.
+
+    Raises:
+        DataError: the file is absent or damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        parquet = pq.ParquetFile(stack.enter_context(filesystem.open_input_file(file)))
+        with filesystem.open_input_file(file) as stream:
+            yield pq.ParquetFile(stream, metadata=metadata, buffer_size=BUFFER_BYTES)
     except (pa.ArrowException, OSError) as error:
         raise broken_file(file, error) from error
-    image_column(file, parquet.schema_arrow)
-    return parquet
 
 
 def _agreed_class_names(
@@ -166,8 +226,8 @@ def _agreed_class_names(
     if declared != class_names:
         raise DataError(
             f"class names in {file}",
-            got=f"{len(declared)} names: {_head(declared)}",
-            expected=f"those of the files before it, {len(class_names)}: {_head(class_names)}",
+            got=f"{len(declared)} names: {head(declared)}",
+            expected=f"those of the files before it, {len(class_names)}: {head(class_names)}",
             remedy="use files of one dataset",
         )
     return class_names
@@ -228,28 +288,20 @@ def declared_class_names(file: str, schema: Any) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def _batches(file: str, parquet: Any) -> Iterator[Any]:
-    import pyarrow as pa
-
-    columns = [f"{image_column(file, parquet.schema_arrow)}.bytes", LABEL_COLUMN]
-    try:
-        # One row group after another: the reader would otherwise be free to fetch them all ahead.
-        for group in range(parquet.metadata.num_row_groups):
-            yield from parquet.iter_batches(ROWS_PER_BATCH, row_groups=[group], columns=columns)
-    except (pa.ArrowException, OSError) as error:
-        raise broken_file(file, error) from error
-
-
-def _batch_images(batch: Any, file: str, first_row: int) -> list[tuple[str, Encoded]]:
-    column = next(name for name in IMAGE_COLUMNS if name in batch.schema.names)
+def _batch_images(
+    batch: Any, file: _File, first: int, rows: Sequence[int]
+) -> list[tuple[str, Encoded]]:
+    """Names and encoded images of some rows of the file, whose row `first` begins the batch."""
+    column = batch.column(file.image_column)
     items: list[tuple[str, Encoded]] = []
-    for row, value in enumerate(batch.column(column).to_pylist(), start=first_row):
-        name = f"{file} row {row}"
+    for row in rows:
+        name = f"{file.path} row {row}"
+        value = column[row - first].as_py()
         encoded = None if value is None else value["bytes"]
         if encoded is None:
             raise DataError(
                 name,
-                got=f"no bytes in column {column}",
+                got=f"no bytes in column {file.image_column}",
                 expected="an encoded image",
                 remedy="embed the image in the file, or drop the row",
             )
@@ -258,23 +310,29 @@ def _batch_images(batch: Any, file: str, first_row: int) -> list[tuple[str, Enco
 
 
 def _batch_labels(
-    batch: Any, file: str, first_row: int, class_names: tuple[str, ...] | None
-) -> Tensor:
-    num_classes = MAX_UNNAMED_CLASSES if class_names is None else len(class_names)
-    labels = batch.column(LABEL_COLUMN).to_pylist()
-    for row, label in enumerate(labels, start=first_row):
+    batch: Any, file: _File, first: int, rows: Sequence[int], num_classes: int
+) -> list[int]:
+    """Labels of some rows of the file, whose row `first` begins the batch."""
+    column = batch.column(LABEL_COLUMN).to_pylist()
+    labels = [column[row - first] for row in rows]
+    for row, label in zip(rows, labels, strict=True):
         if label is None or not 0 <= label < num_classes:
             raise DataError(
-                f"label of {file} row {row}",
+                f"label of {file.path} row {row}",
                 got="null" if label is None else label,
                 expected=f"a label in [0, {num_classes})",
                 remedy="correct the label or drop the row; unlabelled splits cannot be used",
             )
-    return torch.tensor(labels, dtype=torch.int64)
+    return labels
 
 
-def _head(names: Sequence[str]) -> str:
-    return ", ".join(names[:4]) + (", ..." if len(names) > 4 else "")
+def _between(rows: Tensor, start: int, stop: int) -> slice:
+    """Where in ascending `rows` those in [start, stop) are."""
+    return slice(*torch.searchsorted(rows, torch.tensor([start, stop])).tolist())
+
+
+def _any_between(rows: Tensor, start: int, stop: int) -> bool:
+    return len(rows[_between(rows, start, stop)]) > 0
 
 
 def broken_file(file: str, got: object) -> DataError:

@@ -76,7 +76,7 @@ def read_artifact(
     for file in wanted:
         if file not in manifest["files"]:
             raise StorageError(
-                f"{folder.uri}/{file}",
+                folder.location(file),
                 got="no such file in the manifest",
                 expected=f"one of {', '.join(manifest['files'])}",
                 remedy="use an artifact that holds it",
@@ -95,7 +95,7 @@ def read_manifest(store: Store, name: str, *, kind: str) -> dict[str, Any]:
     """An artifact's manifest.
 
     Raises:
-        StorageError: it is absent, damaged or of another kind.
+        StorageError: it is absent, damaged or of another kind, or names a file outside its folder.
     """
     folder = store.child(name)
     if not folder.exists(MANIFEST):
@@ -112,19 +112,25 @@ def read_manifest(store: Store, name: str, *, kind: str) -> dict[str, Any]:
         raise _damaged(
             folder, MANIFEST, f"content of digest {digest[:12]}", str(manifest["digest"])[:12]
         )
-    if manifest["kind"] != kind or manifest["format_version"] != FORMAT_VERSION:
+    found, version = manifest.get("kind"), manifest.get("format_version")
+    if found != kind or version != FORMAT_VERSION:
         raise StorageError(
             folder.uri,
-            got=f"{manifest['kind']} in format {manifest['format_version']}",
+            got=f"{found} in format {version}",
             expected=f"{kind} in format {FORMAT_VERSION}",
             remedy="give another artifact, or read it with the version that wrote it",
         )
+    for part in ("facts", "files"):
+        if not isinstance(manifest.get(part), dict):
+            raise _damaged(folder, MANIFEST, f"no {part}", f"{part} by their names")
+    for file in manifest["files"]:
+        folder.path(file)
     return manifest
 
 
 def _damaged(folder: Store, file: str, got: str, expected: str) -> StorageError:
     return StorageError(
-        f"{folder.uri}/{file}",
+        folder.location(file),
         got=got,
         expected=expected,
         remedy="the file is damaged: use an earlier artifact or make it again",

@@ -27,18 +27,12 @@ import pyarrow.parquet as pq
 from cdvae_ray.config.prepare_job import PREPARED_KIND, PrepareConfig, prepared_identity
 from cdvae_ray.config.restricted_imagenet import RESTRICTED_IMAGENET
 from cdvae_ray.config.serialize import digest_of
+from cdvae_ray.data.image_source import ImageSource, Progress, Read, Say, Selection, SourceImage
+from cdvae_ray.data.images import SPLITS, Split
 from cdvae_ray.data.parquet import LABEL_COLUMN
 from cdvae_ray.data.prepare import (
     IMAGES_PER_GROUP,
-    SPLITS,
     CheckedImage,
-    ImageSource,
-    Progress,
-    Read,
-    Say,
-    Selection,
-    SourceImage,
-    Split,
     SplitCounts,
     checked_images,
     open_source,
@@ -212,7 +206,7 @@ def _occupied(store: Store, got: str) -> StorageError:
 
 def _require_files(store: Store, files: Mapping[str, Mapping[str, Any]]) -> None:
     """All shards with their sizes; reading their content would take as long as copying it."""
-    paths = [f"{store.root}/{name}" for name in files]
+    paths = [store.path(name) for name in files]
     try:
         infos = store.filesystem.get_file_info(paths)
     except (pa.ArrowException, OSError) as error:
@@ -221,7 +215,7 @@ def _require_files(store: Store, files: Mapping[str, Mapping[str, Any]]) -> None
         if info.size != promised["bytes"]:
             absent = info.type == pyarrow.fs.FileType.NotFound
             raise StorageError(
-                f"{store.uri}/{name}",
+                store.location(name),
                 got="no such file" if absent else f"{info.size} bytes",
                 expected=f"{promised['bytes']} bytes, as {MANIFEST} says",
                 remedy="add --overwrite to make the shards anew",
@@ -398,7 +392,7 @@ def _withdraw(store: Store, *, is_new: bool) -> None:
 
 def _rename(store: Store, name: str, new_name: str) -> None:
     try:
-        store.filesystem.move(f"{store.root}/{name}", f"{store.root}/{new_name}")
+        store.filesystem.move(store.path(name), store.path(new_name))
     except (pa.ArrowException, OSError) as error:
         raise _unwritable(store, error) from error
 

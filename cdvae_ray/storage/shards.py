@@ -197,7 +197,7 @@ def stored_facts(store: Store, kind: str) -> dict[str, Any] | None:
 def damaged(store: Store, name: str, got: str, expected: str) -> StorageError:
     """The error of a file that is not what its set promised."""
     return StorageError(
-        f"{store.uri}/{name}",
+        store.location(name),
         got=got,
         expected=expected,
         remedy="the file is damaged or foreign: run the job that made it again, or with "

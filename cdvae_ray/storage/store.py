@@ -11,11 +11,15 @@ from typing import Any
 
 import pyarrow.fs
 
-from cdvae_ray.errors import StorageError
+from cdvae_ray.data.object_store import SECRETS_IN_ADDRESS, open_uri, trouble
+from cdvae_ray.errors import StorageError, holds_secrets
 
 
 class Store:
     """A folder, reached through pyarrow's filesystems.
+
+    Names that its methods take lead inside it: whatever a manifest says, nothing outside is read,
+    written or deleted by them.
 
     Args:
         filesystem: a pyarrow filesystem.
@@ -24,21 +28,25 @@ class Store:
     """
 
     def __init__(self, filesystem: pyarrow.fs.FileSystem, root: str, uri: str) -> None:
-        self.filesystem, self.root, self.uri = filesystem, root.rstrip("/"), uri.rstrip("/")
+        self.filesystem, self.root = filesystem, root.rstrip("/")
+        self._address, self._options = _options_apart(uri)
+        self.uri = self._address + self._options
 
     @classmethod
     def at(cls, location: str | Path) -> Store:
         """The store at a local path or an object-storage URI such as s3://bucket/folder.
 
         Raises:
-            StorageError: no filesystem answers to that URI.
+            StorageError: no filesystem answers to that URI, or it holds credentials.
         """
         text = str(location)
         if "://" not in text:
             path = str(Path(text).expanduser().resolve())
             return cls(pyarrow.fs.LocalFileSystem(), path, path)
+        if holds_secrets(text):
+            raise StorageError(text, **SECRETS_IN_ADDRESS._asdict())
         try:
-            filesystem, root = pyarrow.fs.FileSystem.from_uri(text)
+            filesystem, root = open_uri(text)
         except (pyarrow.ArrowException, ValueError, OSError) as error:
             raise StorageError(
                 text,
@@ -54,13 +62,51 @@ class Store:
         return isinstance(self.filesystem, pyarrow.fs.LocalFileSystem)
 
     def child(self, name: str) -> Store:
-        """The sub-folder of that name, which need not exist."""
-        return Store(self.filesystem, f"{self.root}/{name}", f"{self.uri}/{name}")
+        """The sub-folder of that name, which need not exist.
+
+        Raises:
+            StorageError: the name leads outside.
+        """
+        return Store(self.filesystem, self.path(name), self.location(name))
 
     def parent(self) -> tuple[Store, str]:
         """The folder that holds this one, and this one's name in it."""
         root, _, name = self.root.rpartition("/")
-        return Store(self.filesystem, root, self.uri.rpartition("/")[0]), name
+        address = self._address.rpartition("/")[0]
+        return Store(self.filesystem, root, address + self._options), name
+
+    def location(self, name: str) -> str:
+        """How a person names a file or folder inside, and `at` finds it."""
+        return f"{self._address}/{name}{self._options}"
+
+    def path(self, name: str) -> str:
+        """The path of a file or folder inside on the filesystem.
+
+        Raises:
+            StorageError: the name is no relative one, or leads outside by dots or a link.
+        """
+        parts = name.split("/")
+        if any(part in ("", ".", "..") or "\\" in part or "\0" in part for part in parts):
+            raise self._outside(name, f"the name {name!r}")
+        path = f"{self.root}/{name}"
+        if self.is_local:
+            try:
+                real = Path(path).resolve()
+                inside = real.is_relative_to(Path(self.root or "/").resolve())
+            except (OSError, RuntimeError) as error:  # a link that leads to itself
+                raise self._outside(name, str(error)) from error
+            if not inside:
+                raise self._outside(name, f"a link to {real}")
+        return path
+
+    def _outside(self, name: str, got: str) -> StorageError:
+        return StorageError(
+            self.location(name).replace("\0", "\\0"),
+            got=got,
+            expected=f"a relative name of something inside {self._address}",
+            remedy="the manifest or folder that names it is foreign or damaged: make it again, or "
+            "give the folder that a link leads to",
+        )
 
     def names(self) -> list[str]:
         """Names of the files and folders directly inside, sorted; none if it does not exist."""
@@ -70,19 +116,21 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether a file or folder of that name is inside."""
-        with self._guard(f"{self.uri}/{name}", "a path that can be looked up"):
-            info = self.filesystem.get_file_info(f"{self.root}/{name}")
+        path = self.path(name)
+        with self._guard(self.location(name), "a path that can be looked up"):
+            info = self.filesystem.get_file_info(path)
         return bool(info.type != pyarrow.fs.FileType.NotFound)
 
     def read(self, name: str) -> bytes:
         """The content of a file.
 
         Raises:
-            StorageError: it is absent or unreadable.
+            StorageError: it is absent, unreadable or outside.
         """
+        path = self.path(name)
         with (
-            self._guard(f"{self.uri}/{name}", "a readable file"),
-            self.filesystem.open_input_stream(f"{self.root}/{name}") as stream,
+            self._guard(self.location(name), "a readable file"),
+            self.filesystem.open_input_stream(path) as stream,
         ):
             content: bytes = stream.read()
         return content
@@ -97,7 +145,7 @@ class Store:
             return json.loads(self.read(name))
         except ValueError as error:
             raise StorageError(
-                f"{self.uri}/{name}",
+                self.location(name),
                 got=f"no JSON ({error})",
                 expected="a JSON file",
                 remedy="delete it, or restore it from a copy",
@@ -107,10 +155,10 @@ class Store:
         """Writes a file whole or not at all.
 
         Raises:
-            StorageError: the root is read-only, full or out of reach.
+            StorageError: the root is read-only, full or out of reach, or the name leads outside.
         """
-        target = f"{self.root}/{name}"
-        with self._guard(f"{self.uri}/{name}", "a writable place with room"):
+        target = self.path(name)
+        with self._guard(self.location(name), "a writable place with room"):
             self.filesystem.create_dir(self.root, recursive=True)
             if not self.is_local:
                 # Object stores show an object only once it is complete.
@@ -131,10 +179,12 @@ class Store:
         file named `last` is written last: without it the folder does not count.
 
         Raises:
-            StorageError: the root is read-only, full or out of reach.
+            StorageError: the root is read-only, full or out of reach, or a name leads outside.
         """
-        target = f"{self.root}/{name}"
-        with self._guard(f"{self.uri}/{name}", "a writable place with room"):
+        target = self.path(name)
+        for file in files:
+            self.path(f"{name}/{file}")
+        with self._guard(self.location(name), "a writable place with room"):
             if self.exists(name):
                 self.delete(name)
             folder = target
@@ -148,8 +198,9 @@ class Store:
 
     def delete(self, name: str) -> None:
         """Deletes a file or folder ("" for this folder itself); absent ones are no error."""
-        path = f"{self.root}/{name}".rstrip("/")
-        with self._guard(f"{self.uri}/{name}", "a path that can be deleted"):
+        path = self.path(name) if name else self.root
+        what = self.location(name) if name else self.uri
+        with self._guard(what, "a path that can be deleted"):
             kind = self.filesystem.get_file_info(path).type
             if kind == pyarrow.fs.FileType.Directory:
                 self.filesystem.delete_dir(path)
@@ -171,12 +222,20 @@ class Store:
         try:
             yield
         except (OSError, pyarrow.ArrowException) as error:
+            if known := trouble(self.filesystem, self.root, error):
+                raise StorageError(what, **known._asdict()) from error
             raise StorageError(
                 what,
                 got=str(error),
                 expected=expected,
                 remedy="check the path, its permissions and the space left on it",
             ) from error
+
+
+def _options_apart(uri: str) -> tuple[str, str]:
+    """An address, and its options with their question mark; a local path has none."""
+    address, mark, options = uri.partition("?") if "://" in uri else (uri, "", "")
+    return address.rstrip("/"), mark + options
 
 
 def to_json_bytes(values: Any) -> bytes:

@@ -156,9 +156,8 @@ def read_checkpoint(run: Store, name: str, *, only: tuple[str, ...] | None = Non
     Raises:
         CheckpointError: it is absent, damaged or no checkpoint.
     """
-    uri = f"{run.uri}/{name}"
     try:
-        kind = _kind(run, name)
+        uri, kind = run.child(name).uri, _kind(run, name)
         artifact = read_artifact(run, name, kind=kind, only=only)
     except StorageError as error:
         raise CheckpointError(

@@ -16,6 +16,7 @@ from cdvae_ray.config.training import TrainingConfig
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier, build_classifier, classifier_input
 from cdvae_ray.core.objective import cross_entropy_per_image
+from cdvae_ray.core.pretrained import Pretrained, start_from
 from cdvae_ray.training.frozen_cdvae import FrozenCdvae, latent_noise
 from cdvae_ray.training.state import memory_format_of
 from cdvae_ray.training.task import BatchLoss, Replica, StepLoss, TrainBatch
@@ -36,10 +37,16 @@ class ClassifierTask:
     augmentation: AugmentationConfig
     image_size: int
     class_names: tuple[str, ...]
+    pretrained: Pretrained | None = None
+    """Where it starts."""
 
     def build_model(self) -> ImageClassifier:
-        """A fresh classifier of this run's seed."""
-        return build_classifier(
+        """A fresh classifier of this run's seed, or as it starts.
+
+        Raises:
+            CheckpointError: the weights to start from are of another network.
+        """
+        classifier = build_classifier(
             self.model,
             input_kind=self.input_kind,
             image_size=self.image_size,
@@ -47,6 +54,9 @@ class ClassifierTask:
             seed=self.training.seed,
             cdvae_digest=self.cdvae.digest if self.cdvae else None,
         )
+        if self.pretrained is not None:
+            start_from(classifier.network, self.pretrained)
+        return classifier
 
     def model_facts(self) -> dict[str, Any]:
         """What a checkpoint says of its classifier."""

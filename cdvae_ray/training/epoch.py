@@ -11,7 +11,7 @@ import torch
 from cdvae_ray.core.metrics import Tally
 from cdvae_ray.core.random import derive_seed
 from cdvae_ray.data.batches import BatchSource
-from cdvae_ray.errors import NonFiniteLossError, TrainingError
+from cdvae_ray.errors import DataError, NonFiniteLossError, TrainingError
 from cdvae_ray.training.distributed import all_reduce_min, all_reduce_sum, rank, world_size
 from cdvae_ray.training.schedule import learning_rate
 from cdvae_ray.training.state import TrainState
@@ -50,6 +50,7 @@ def train_epoch(
 
     Raises:
         NonFiniteLossError: on all ranks together, once any rank's loss is NaN or infinite.
+        DataError: on all ranks together, once more images are undecodable than the source allows.
         TrainingError: the source gave another number of batches than it promised.
     """
     seed = state.task.training.seed
@@ -71,6 +72,7 @@ def train_epoch(
         steps += 1
         if steps % _CHECK_STEPS == 0:
             _stop_if_bad(first_bad, epoch)
+            _count_corrupt(source, epoch, state.device)
         now = time.perf_counter()
         if now - spoken >= progress_seconds:
             spoken = now
@@ -84,6 +86,7 @@ def train_epoch(
             remedy="check the dataset for images that were lost while training",
         )
     _stop_if_bad(first_bad, epoch)
+    corrupt = _count_corrupt(source, epoch, state.device)
     tally.reduce(all_reduce_sum, state.task.metric_sums)
     seconds = time.perf_counter() - started
     means = tally.means()
@@ -91,9 +94,28 @@ def train_epoch(
     metrics["train_accuracy"] = means["correct"]
     metrics["learning_rate"] = learning_rate(state.task.training, epoch)
     metrics |= state.end_epoch(epoch=epoch)
+    metrics |= corrupt
     metrics["epoch_seconds"] = seconds
     metrics["images_per_second"] = tally.count / seconds
     return EpochReport(epoch, metrics, tally.count, seconds)
+
+
+def _count_corrupt(source: BatchSource, epoch: int, device: torch.device) -> dict[str, float]:
+    """The epoch's undecodable images so far, over all ranks; nothing of a source without any."""
+    allowed = source.max_corrupt_images
+    if allowed is None:
+        return {}
+    here = torch.tensor([source.corrupt_images], dtype=torch.float64, device=device)
+    count = int(all_reduce_sum(here).item())
+    if count > allowed:
+        raise DataError(
+            f"training images in epoch {epoch}",
+            got=f"{count} that do not decode",
+            expected=f"at most {allowed} of {source.num_images}",
+            remedy="make the shards again by jobs/prepare_data.py, which leaves such images out, "
+            "or raise --data.max-corrupt-fraction",
+        )
+    return {"train_corrupt_images": float(count)}
 
 
 def _stop_if_bad(first_bad: torch.Tensor, epoch: int) -> None:

@@ -108,6 +108,7 @@ def _batch_loss(task: FinetuneTask, replica: Replica, batch: TrainBatch) -> Step
         batch.labels,
         config=task.adversarial,
         clean_images=(batch.images - model.cdvae.pixel_mean) / model.cdvae.pixel_std,
+        commitment=task.cdvae.config.commitment,
     )
     sums = adversarial_sums(terms, task.adversarial)
     num_within, num_counted = all_reduce_sum(torch.stack([sums.num_within, sums.num_counted]))
@@ -146,7 +147,7 @@ class MeanPath(nn.Module):
         """Images (N, 3, S, S) in [0, 1] to logits (N, classes)."""
         noise = None
         if self.cdvae.config.evaluation_latent == "sample":
-            noise = images.new_zeros(len(images), self.cdvae.config.latent_size)
+            noise = images.new_zeros(len(images), self.cdvae.config.noise_size)
         logits: Tensor = self.classifier(
             classifier_input(images, "class_redundant", self.cdvae, noise=noise)
         )
@@ -164,10 +165,16 @@ def _clean(
         output: JointOutput = replica.module(
             batch.images, _noise(task, batch, "latent"), with_redundant=False
         )
-    loss = cdvae_loss(output.cdvae, batch.labels, objective=task.clean, epoch=batch.epoch)
+    loss = cdvae_loss(
+        output.cdvae,
+        batch.labels,
+        objective=task.clean,
+        epoch=batch.epoch,
+        commitment=task.cdvae.config.commitment,
+    )
     return output, loss.total
 
 
 def _noise(task: FinetuneTask, batch: TrainBatch, purpose: str) -> Tensor:
     keys = image_keys(task.training.seed, purpose, batch.epoch, batch.image_ids)
-    return keyed_normal(keys, task.cdvae.config.latent_size)
+    return keyed_normal(keys, task.cdvae.config.noise_size)

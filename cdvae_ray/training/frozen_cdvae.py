@@ -60,4 +60,4 @@ def latent_noise(
     """
     if cdvae.config.evaluation_latent == "mean":
         return None
-    return keyed_normal(image_keys(seed, purpose, epoch, image_ids), cdvae.config.latent_size)
+    return keyed_normal(image_keys(seed, purpose, epoch, image_ids), cdvae.config.noise_size)

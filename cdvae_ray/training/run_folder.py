@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from cdvae_ray.errors import ConfigError
+from cdvae_ray.errors import ConfigError, redact
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.training.checkpoint import checkpoint_names
@@ -76,12 +76,12 @@ def stored_results(run: Store, digest: str) -> dict[str, Any] | None:
 
 def results_folder(run: Store, digest: str) -> str:
     """Where the results lie, for a person."""
-    return f"{run.uri}/{_results_name(digest)}"
+    return run.child(_results_name(digest)).uri
 
 
 def remember_tracking(run: Store, *, run_id: str, uri: str) -> None:
-    """Notes the MLflow run, so that a resumed job goes on in it."""
-    run.write_json(_TRACKING_FILE, {"run_id": run_id, "uri": uri})
+    """Notes the MLflow run, so that a resumed job goes on in it; of the address no password."""
+    run.write_json(_TRACKING_FILE, {"run_id": run_id, "uri": redact(uri)})
 
 
 def remembered_tracking(run: Store, *, uri: str) -> str | None:
@@ -89,7 +89,7 @@ def remembered_tracking(run: Store, *, uri: str) -> str | None:
     if not run.exists(_TRACKING_FILE):
         return None
     noted = run.read_json(_TRACKING_FILE)
-    return str(noted["run_id"]) if noted.get("uri") == uri else None
+    return str(noted["run_id"]) if redact(str(noted.get("uri"))) == redact(uri) else None
 
 
 def _results_name(digest: str) -> str:

@@ -42,6 +42,16 @@ PARTS = ["study", "detection", "grey-box", "white-box", "search"]
 NAMES = list(REPRODUCE_PRESETS)
 
 
+def detection_tables(name):
+    """The detection table of a preset's images, and that of the others."""
+    return (5, 4) if name.startswith("restricted") else (4, 5)
+
+
+def tables_of(name):
+    """All tables that a preset's images have."""
+    return tuple(sorted({*TABLES, detection_tables(name)[0]} - {detection_tables(name)[1]}))
+
+
 def asking(name="quickstart", table=(), figure=(), **recipe):
     """A preset's config with other results asked for, and another recipe."""
     base = reproduce_preset(name)
@@ -82,9 +92,10 @@ def with_grounds(config, step):
     return {step}.union(*(with_grounds(config, each) for each in grounds(config, step)))
 
 
-def every_asking():
+def every_asking(name):
     """Every choice of tables and figures, neither included."""
-    for table in itertools.chain(*(itertools.combinations(TABLES, n) for n in range(7))):
+    tables = tables_of(name)
+    for table in itertools.chain(*(itertools.combinations(tables, n) for n in range(7))):
         for figure in itertools.chain(*(itertools.combinations(FIGURES, n) for n in range(5))):
             yield table, figure
 
@@ -111,6 +122,13 @@ def test_a_preset_names_presets_that_there_are(name):
     assert config.steps
 
 
+@pytest.mark.parametrize(
+    ("name", "gamma"), [("cifar10", 2e-3), ("restricted-tiny", 2e-1), ("restricted-imagenet", 2e-1)]
+)
+def test_the_defences_gamma_is_the_papers_for_these_images(name, gamma):
+    assert reproduce_preset(name).recipe.defense_gamma == gamma
+
+
 def test_a_preset_that_is_none_is_refused_with_those_there_are():
     with pytest.raises(ConfigError, match="got 'huge', expected one of quickstart, smoke") as found:
         reproduce_preset("huge")
@@ -120,11 +138,14 @@ def test_a_preset_that_is_none_is_refused_with_those_there_are():
 @pytest.mark.parametrize("name", NAMES)
 def test_neither_tables_nor_figures_is_everything_but_the_table_of_other_images(name):
     config = reproduce_preset(name)
-    assert (config.tables, config.figures) == (TABLES, FIGURES)
-    assert config.parts == PARTS
+    assert (config.tables, config.figures) == (tables_of(name), FIGURES)
+    parts = [part for part in config.parts if part != "detection-reference"]
+    assert parts == PARTS
+    has_reference = "detection-reference" in config.parts
+    assert has_reference == config.recipe.reference_protocol == (name == "cifar10-tiny")
     assert config.results_of("study") == ["Table 1", "Table 2", "Table 3", "Figure 2", "Figure 3"]
     assert [config.results_of(part) for part in PARTS[1:]] == [
-        ["Table 4"],
+        [f"Table {detection_tables(name)[0]}"],
         ["Table 6"],
         ["Table 7"],
         ["Figure 4", "Figure 5"],
@@ -186,7 +207,7 @@ def test_figures_alone_make_no_table_and_tables_alone_no_figure():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_step_comes_once_after_what_it_rests_on_and_none_without_need(name):
-    for table, figure in every_asking():
+    for table, figure in every_asking(name):
         config = asking(name, table, figure)
         done = []
         for step in config.steps:
@@ -272,13 +293,15 @@ def test_wrong_settings_are_one_line_with_the_remedy(changes, complaint):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_table_5_is_refused_with_the_table_that_these_images_have(name):
-    for table in ((5,), (4, 5), (1, 5)):
+def test_the_table_of_other_images_is_refused_with_the_one_that_these_have(name):
+    own, other = detection_tables(name)
+    for table in ((other,), (4, 5), (1, other)):
         with pytest.raises(ConfigError) as found:
             asking(name, table)
         message = str(found.value)
-        assert message.startswith(f"table: got 5 with recipe.detection {name}, expected 4")
-        assert "ask for --table 4" in message
+        expected = f"table: got {other} with recipe.detection {name}, expected {own}"
+        assert message.startswith(expected)
+        assert f"ask for --table {own}" in message
         assert "\n" not in message
 
 
@@ -642,3 +665,18 @@ def test_trainings_go_on_and_checkpoint_no_oftener_than_their_presets():
     assert config.cdvae_job().resources.checkpoint_every == 5
     rare = replace(config, resources=ResourcesConfig(checkpoint_every=8))
     assert rare.cdvae_job().resources.checkpoint_every == 8
+
+
+def test_the_reference_protocol_is_the_same_detection_beside_the_strict_one():
+    config = replace(ReproduceConfig(), table=(4,))
+    assert Step("detection-reference") not in config.steps
+    both = replace(config, recipe=replace(config.recipe, reference_protocol=True))
+    assert both.parts == ["detection", "detection-reference"]
+    assert both.results_of("detection-reference") == ["Table 4, reference protocol"]
+    assert both.steps[-2:] == [Step("detection"), Step("detection-reference")]
+    strict = both.detection_job("v", "c")
+    assert both.detection_job("v", "c", protocol="reference") == replace(
+        strict, protocol="reference"
+    )
+    study = replace(both, table=(1,))
+    assert "detection-reference" not in study.parts

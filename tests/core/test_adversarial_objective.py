@@ -18,6 +18,7 @@ from cdvae_ray.core.adversarial_objective import (
 )
 from cdvae_ray.core.cdvae import CdvaeOutput, build_cdvae
 from cdvae_ray.core.classifier import build_classifier
+from cdvae_ray.core.vae import Posterior
 from cdvae_ray.errors import ConfigError
 
 CLASSES = ("a", "b", "c")
@@ -33,8 +34,7 @@ def hand_made(count=3):
     return CdvaeOutput(
         reconstruction=images + 0.5,
         normalized_images=images,
-        mean=torch.ones(count, 3),
-        log_var=torch.zeros(count, 3),
+        latent=Posterior(mean=torch.ones(count, 3), log_var=torch.zeros(count, 3)),
         logits=probabilities((0.2, 0.5, 0.3), (0.1, 0.1, 0.8), (0.25, 0.5, 0.25))[:count],
     )
 
@@ -90,7 +90,7 @@ def test_the_terms_by_hand():
     terms = adversarial_terms(hand_made(), ANSWERS, LABELS, config=config)
     torch.testing.assert_close(terms.reconstruction, torch.full((3,), 0.25))
     # KL of N(1, 1) from N(0, 1) is 1/2 a latent: 3/2 in all, over 3 channels times 3 latents.
-    torch.testing.assert_close(terms.kl, torch.full((3,), 1.5 / 9))
+    torch.testing.assert_close(terms.latent, torch.full((3,), 1.5 / 9))
     torch.testing.assert_close(
         terms.redundant, torch.tensor([-math.log(p) for p in (0.7, 0.3, 0.05)])
     )
@@ -146,7 +146,11 @@ def test_two_ranks_average_to_the_loss_of_one():
     config = AdversarialObjectiveConfig(margin=0.0)
 
     def sums_of(rows):
-        output = CdvaeOutput(*(value[rows] for value in hand_made()))
+        made = hand_made()
+        latent = Posterior(*(value[rows] for value in made.latent))
+        output = CdvaeOutput(
+            made.normalized_images[rows], made.reconstruction[rows], latent, made.logits[rows]
+        )
         terms = adversarial_terms(output, ANSWERS[rows], LABELS[rows], config=config)
         return adversarial_sums(terms, config)
 
@@ -208,7 +212,7 @@ def test_gradients_reach_what_the_equations_say_and_nothing_else():
     networks = Networks()
     terms = networks.terms()
     assert networks.reached(terms.reconstruction) == {"encoder", "decoder"}
-    assert networks.reached(terms.kl) == {"encoder"}
+    assert networks.reached(terms.latent) == {"encoder"}
     assert networks.reached(terms.redundant) == {"encoder", "decoder", "D_G"}
     assert networks.reached(terms.essential) == {"encoder", "decoder", "D"}
 

@@ -24,7 +24,9 @@ def test_an_untrained_denoiser_is_the_identity(size, training):
     assert torch.equal(denoiser().train(training)(images), images)
 
 
-@pytest.mark.parametrize(("num_downsamplings", "size"), [(1, 16), (2, 16), (2, 32), (3, 16)])
+@pytest.mark.parametrize(
+    ("num_downsamplings", "size"), [(1, 16), (2, 16), (2, 32), (3, 16), (2, 19), (4, 299)]
+)
 def test_it_keeps_shapes_and_sees_the_whole_image(num_downsamplings, size):
     model = denoiser(num_downsamplings=num_downsamplings).eval()
     nn.init.normal_(model.last.weight)
@@ -99,7 +101,7 @@ def test_ill_shaped_images_are_refused():
         images[0],
         images[:, :1],
         images[:, :, :12],
-        images[:, :, :14, :14],
+        images[:, :, :14, :12],
         images[:, :, :4, :4],
         (255 * images).byte(),
     ):

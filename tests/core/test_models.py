@@ -61,7 +61,7 @@ def test_all_outputs_have_their_shapes(size):
     model = build_cdvae(small(), image_size=size, class_names=TEN, seed=0).eval()
     parts = model.decompose(torch.rand(3, 3, size, size))
     assert parts.class_redundant.shape == parts.class_essential.shape == (3, 3, size, size)
-    assert parts.mean.shape == parts.log_var.shape == (3, 8)
+    assert parts.latent.mean.shape == parts.latent.log_var.shape == (3, 8)
     assert parts.logits.shape == (3, 10)
 
 
@@ -90,7 +90,7 @@ def test_noise_enters_through_the_reparameterisation():
     model = build_cdvae(small(), image_size=16, class_names=TEN, seed=0).eval()
     images, noise = torch.rand(2, 3, 16, 16), torch.randn(2, 8)
     plain, noisy = model(images), model(images, noise)
-    latents = plain.mean + torch.exp(0.5 * plain.log_var) * noise
+    latents = plain.latent.mean + torch.exp(0.5 * plain.latent.log_var) * noise
     torch.testing.assert_close(noisy.reconstruction, model.generator.decode(latents))
     torch.testing.assert_close(
         plain.reconstruction, model(images, torch.zeros(2, 8)).reconstruction

@@ -11,6 +11,7 @@ from cdvae_ray.core.objective import (
     kl_per_image,
     reconstruction_accuracy_per_image,
 )
+from cdvae_ray.core.vae import Posterior
 from cdvae_ray.errors import ConfigError
 
 
@@ -21,8 +22,10 @@ def output():
     return CdvaeOutput(
         normalized_images=torch.randn(shape, dtype=torch.float64),
         reconstruction=torch.randn(shape, dtype=torch.float64),
-        mean=torch.randn(5, 7, dtype=torch.float64),
-        log_var=torch.randn(5, 7, dtype=torch.float64),
+        latent=Posterior(
+            mean=torch.randn(5, 7, dtype=torch.float64),
+            log_var=torch.randn(5, 7, dtype=torch.float64),
+        ),
         logits=torch.randn(5, 10, dtype=torch.float64),
     )
 
@@ -31,10 +34,10 @@ LABELS = torch.tensor([0, 3, 9, 3, 1])
 
 
 def test_kl_is_that_of_torch_distributions(output):
-    posterior = Normal(output.mean, (0.5 * output.log_var).exp())
-    prior = Normal(torch.zeros_like(output.mean), torch.ones_like(output.mean))
+    posterior = Normal(output.latent.mean, (0.5 * output.latent.log_var).exp())
+    prior = Normal(torch.zeros_like(output.latent.mean), torch.ones_like(output.latent.mean))
     expected = kl_divergence(posterior, prior).sum(dim=1)
-    torch.testing.assert_close(kl_per_image(output.mean, output.log_var), expected)
+    torch.testing.assert_close(kl_per_image(output.latent.mean, output.latent.log_var), expected)
     assert torch.equal(kl_per_image(torch.zeros(2, 3), torch.zeros(2, 3)), torch.zeros(2))
 
 
@@ -45,11 +48,11 @@ def test_released_reductions(output):
     loss = cdvae_loss(output, LABELS, objective=config, epoch=3)
     difference = (output.reconstruction - output.normalized_images).float()
     mse = (difference**2).mean()
-    kl = kl_per_image(output.mean, output.log_var).sum().float() / (5 * 3 * 7)
+    kl = kl_per_image(output.latent.mean, output.latent.log_var).sum().float() / (5 * 3 * 7)
     log_probabilities = output.logits.float().log_softmax(dim=1)
     ce = -log_probabilities[torch.arange(5), LABELS].mean()
     torch.testing.assert_close(loss.reconstruction, mse)
-    torch.testing.assert_close(loss.kl, kl)
+    torch.testing.assert_close(loss.latent, kl)
     torch.testing.assert_close(loss.classification, ce)
     torch.testing.assert_close(loss.total, 5.0 * mse + 0.3 * kl + 0.7 * ce)
 
@@ -61,7 +64,9 @@ def test_image_sums_are_a_gaussian_log_likelihood_and_nats(output):
     constant = 0.5 * torch.log(torch.tensor(2 * torch.pi)) * 48
     expected = -likelihood.flatten(1).sum(dim=1).mean().float() - constant
     torch.testing.assert_close(loss.reconstruction, expected, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(loss.kl, kl_per_image(output.mean, output.log_var).mean().float())
+    torch.testing.assert_close(
+        loss.latent, kl_per_image(output.latent.mean, output.latent.log_var).mean().float()
+    )
 
 
 def test_mixup_blends_the_two_cross_entropies(output):

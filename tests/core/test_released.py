@@ -1,7 +1,8 @@
-"""The authors' published layout, against an independent forward pass in plain functions."""
+"""The authors' published layouts, against independent forward passes in plain functions."""
 
 import pytest
 import torch
+import torchvision
 from torch.nn import functional as F
 
 from cdvae_ray import load_released_checkpoint
@@ -12,6 +13,8 @@ from cdvae_ray.errors import CheckpointError
 TEN = tuple("abcdefghij")
 MEAN = torch.tensor((0.4914, 0.4822, 0.4465)).view(1, 3, 1, 1)
 STD = torch.tensor((0.2470, 0.2435, 0.2616)).view(1, 3, 1, 1)
+IMAGENET_MEAN = torch.tensor((0.485, 0.456, 0.406)).view(1, 3, 1, 1)
+IMAGENET_STD = torch.tensor((0.229, 0.224, 0.225)).view(1, 3, 1, 1)
 
 
 def released_state(width=8, latent=24, depth=16, widen=2, prefix=""):
@@ -122,6 +125,14 @@ def test_anything_else_is_refused(tmp_path, content, complaint):
         load_released_checkpoint(tmp_path / "weights.pth")
 
 
+@pytest.mark.parametrize("name", ["encoder.0.weight", "fc11.weight", "classifier.linear.weight"])
+def test_an_ill_shaped_tensor_is_refused(tmp_path, name):
+    path = tmp_path / "model.pth"
+    torch.save({**released_state(), name: torch.zeros(7)}, path)
+    with pytest.raises(CheckpointError, match="tensor shapes that no CVAE_cifar has"):
+        load_released_checkpoint(path)
+
+
 def test_a_missing_or_truncated_file_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="no such file"):
         load_released_checkpoint(tmp_path / "nothing.pth")
@@ -147,4 +158,174 @@ def _raise():
 def test_nothing_in_the_file_is_executed(tmp_path):
     torch.save({"encoder.0.weight": _Payload()}, tmp_path / "weights.pth")
     with pytest.raises(CheckpointError, match="unreadable"):
+        load_released_checkpoint(tmp_path / "weights.pth")
+
+
+# --- CVAE_imagenet ------------------------------------------------------------------------------
+
+
+def imagenet_state(width=8, codes=12, depth=18, classes=7, prefix=""):
+    """A state dict of CVAE_imagenet, name by name as described, with torchvision's ResNet."""
+    torch.manual_seed(3)
+    state = {}
+
+    def conv(name, shape, outputs):
+        fan = shape[1] * shape[2] * shape[3]
+        state[f"{name}.weight"] = torch.randn(shape) / fan**0.5
+        state[f"{name}.bias"] = 0.1 * torch.randn(outputs)
+
+    def bn(name, planes):
+        state[f"{name}.weight"] = 0.5 + torch.rand(planes)
+        state[f"{name}.bias"] = 0.1 * torch.randn(planes)
+        state[f"{name}.running_mean"] = 0.1 * torch.randn(planes)
+        state[f"{name}.running_var"] = 0.5 + torch.rand(planes)
+        state[f"{name}.num_batches_tracked"] = torch.tensor(5)
+
+    def res(name):
+        conv(f"{name}.convs.1", (width, width, 3, 3), width)
+        bn(f"{name}.convs.2", width)
+        conv(f"{name}.convs.4", (width, width, 1, 1), width)
+
+    conv("encoder.0", (width, 3, 4, 4), width)
+    bn("encoder.1", width)
+    conv("encoder.3", (width, width, 4, 4), width)
+    bn("encoder.4", width)
+    for place in (6, 8):
+        res(f"encoder.{place}")
+        bn(f"encoder.{place + 1}", width)
+    state["emb.weight"] = torch.randn(width, codes)
+    res("decoder.0")
+    bn("decoder.1", width)
+    res("decoder.2")
+    conv("decoder.3", (width, width, 4, 4), width)
+    bn("decoder.4", width)
+    conv("decoder.6", (width, 3, 4, 4), 3)
+    bn("L_bn", 3)
+    for name, tensor in resnet(depth, classes).state_dict().items():
+        state[f"classifier.{name}"] = tensor
+    return {prefix + name: tensor for name, tensor in state.items()}
+
+
+def resnet(depth, classes):
+    """torchvision's network with statistics of its own, so that they show."""
+    network = getattr(torchvision.models, f"resnet{depth}")(num_classes=classes)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+    return network.eval()
+
+
+def imagenet_forward(s, images):
+    """The released G in eval mode, written from its description: (normalised x, G(x), codes)."""
+
+    def bn(x, name):
+        statistics = (s[f"{name}.running_mean"], s[f"{name}.running_var"])
+        return F.batch_norm(x, *statistics, s[f"{name}.weight"], s[f"{name}.bias"])
+
+    def conv(x, name, stride=1, padding=1):
+        return F.conv2d(x, s[f"{name}.weight"], s[f"{name}.bias"], stride, padding)
+
+    def up(x, name):
+        return F.conv_transpose2d(x, s[f"{name}.weight"], s[f"{name}.bias"], 2, 1)
+
+    def res(x, name):
+        h = bn(conv(F.leaky_relu(x), f"{name}.convs.1"), f"{name}.convs.2")
+        return x + conv(F.leaky_relu(h), f"{name}.convs.4", padding=0)
+
+    size = images.shape[-1]
+    x = (images - IMAGENET_MEAN) / IMAGENET_STD
+    h = F.pad(x, (0, -size % 4, 0, -size % 4), mode="replicate")
+    h = F.leaky_relu(bn(conv(h, "encoder.0", 2), "encoder.1"))
+    h = F.leaky_relu(bn(conv(h, "encoder.3", 2), "encoder.4"))
+    h = bn(res(bn(res(h, "encoder.6"), "encoder.7"), "encoder.8"), "encoder.9")
+    places = h.permute(0, 2, 3, 1)
+    codes = torch.cdist(places.flatten(0, 2), s["emb.weight"].t()).argmin(dim=1)
+    h = s["emb.weight"].t()[codes].view_as(places).permute(0, 3, 1, 2)
+    h = res(bn(res(h, "decoder.0"), "decoder.1"), "decoder.2")
+    h = up(F.leaky_relu(bn(up(h, "decoder.3"), "decoder.4")), "decoder.6")
+    return x, bn(torch.tanh(h), "L_bn")[..., :size, :size], codes
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+def test_outputs_equal_the_released_imagenet_network(tmp_path, prefix):
+    state = imagenet_state()
+    torch.save(imagenet_state(prefix=prefix), tmp_path / "weights.pth")
+    model = load_released_checkpoint(tmp_path / "weights.pth")
+    assert not model.training
+    images = torch.rand(2, 3, 299, 299)
+    classifier = resnet(18, 7)
+    classifier.load_state_dict(
+        {
+            name.removeprefix("classifier."): tensor
+            for name, tensor in state.items()
+            if name.startswith("classifier.")
+        }
+    )
+    with torch.no_grad():
+        normalized, redundant, codes = imagenet_forward(state, images)
+        logits = classifier(normalized - redundant)
+        parts = model.decompose(images)
+    assert len(codes.unique()) > 3
+    assert torch.equal(parts.latent.codes.flatten(), codes)
+    torch.testing.assert_close(
+        parts.class_redundant, redundant * IMAGENET_STD + IMAGENET_MEAN, rtol=1e-4, atol=1e-5
+    )
+    torch.testing.assert_close(parts.logits, logits, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("width", "codes", "depth", "classes"), [(8, 12, 18, 7), (4, 30, 34, 10), (6, 16, 50, 203)]
+)
+def test_sizes_of_the_imagenet_network_are_those_of_its_tensors(
+    tmp_path, width, codes, depth, classes
+):
+    state = imagenet_state(width, codes, depth, classes)
+    torch.save({"state_dict": state}, tmp_path / "weights.pth")
+    model = load_released_checkpoint(tmp_path / "weights.pth")
+    assert model.config == ModelConfig(
+        generator="vq_vae",
+        vae_width=width,
+        codebook_size=codes,
+        classifier_network="resnet",
+        classifier_depth=depth,
+        classifier_widen_factor=1,
+        classifier_dropout=0.0,
+        pixel_mean=(0.485, 0.456, 0.406),
+        pixel_std=(0.229, 0.224, 0.225),
+    )
+    assert (model.image_size, len(model.class_names)) == (299, classes)
+    found = model.state_dict()
+    assert len(found) == len(state)
+    for name, tensor in state.items():
+        assert torch.equal(found.get(name, found.get(f"generator.{name}")), tensor), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "complaint"),
+    [
+        ({"L_bn.running_var": None}, r"missing keys \['generator.L_bn.running_var'\]"),
+        ({"decoder.6.bias": None}, "missing keys"),
+        ({"encoder.0.weight": None}, "no tensor encoder.0.weight"),
+        ({"classifier.fc.weight": None}, "no tensor classifier.fc.weight"),
+        ({"classifier.layer1.0.conv1.weight": None}, "no tensor classifier.layer1.0.conv1"),
+        ({"extra": torch.zeros(1)}, r"keys left over \['extra'\]"),
+        ({"fc11.weight": torch.zeros(3, 3)}, "keys left over"),
+        ({"classifier.layer4.2.conv1.weight": torch.zeros(1)}, r"blocks \[2, 2, 2, 3\] that no"),
+        (
+            {"encoder.3.weight": torch.zeros(8, 7, 4, 4)},
+            r"encoder.3.weight of shape \(8, 7, 4, 4\)",
+        ),
+        ({"emb.weight": torch.zeros(10, 12)}, "of shape"),
+        ({"emb.weight": torch.zeros(7, 12)}, "shapes that no CVAE_imagenet has"),
+        ({"emb.weight": torch.zeros(8, 1)}, "shapes that no CVAE_imagenet has"),
+        ({"emb.weight": torch.zeros(8)}, "shapes that no CVAE_imagenet has"),
+        ({"classifier.fc.weight": torch.zeros(1, 512)}, "shapes that no CVAE_imagenet has"),
+    ],
+)
+def test_anything_else_with_codes_is_refused(tmp_path, changes, complaint):
+    state = imagenet_state() | changes
+    kept = {name: tensor for name, tensor in state.items() if tensor is not None}
+    torch.save(kept, tmp_path / "weights.pth")
+    with pytest.raises(CheckpointError, match=complaint):
         load_released_checkpoint(tmp_path / "weights.pth")

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from cdvae_ray.config.data import DataConfig
-from cdvae_ray.data import Splits, load_splits
+from cdvae_ray.data import ImageSet, Splits, load_split, load_splits
+from cdvae_ray.data.images import LIMIT_SEED, limited_order
 from cdvae_ray.errors import DataError
 
 
@@ -26,8 +27,21 @@ def folder(tmp_path: Path, encode, noise) -> Path:
     return tmp_path
 
 
-def _load(path: Path) -> Splits:
-    return load_splits(DataConfig(source="folder", path=str(path), image_size=16))
+FILES = ["cat/x.ppm", "cat/y.TiFf", "cat/z.jpeg", "dog/a.bmp", "dog/b.PNG"]  # in their order
+
+
+def _config(path: Path, **limits: int) -> DataConfig:
+    return DataConfig(source="folder", path=str(path), image_size=16, **limits)
+
+
+def _load(path: Path, **limits: int) -> Splits:
+    return load_splits(_config(path, **limits))
+
+
+def _assert_same(got: ImageSet, expected: ImageSet) -> None:
+    assert got.labels.tolist() == expected.labels.tolist()
+    assert (got.digest, got.name) == (expected.digest, expected.name)
+    assert got.class_names == expected.class_names
 
 
 def test_classes_and_files_are_sorted_and_others_ignored(folder: Path, noise) -> None:
@@ -90,3 +104,46 @@ def test_a_truncated_jpeg_is_named(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"train/cat/z\.jpeg: got \d+ bytes that do not decode"):
         _load(folder)
+
+
+def test_a_limit_at_the_source_reads_the_chosen_files_alone(folder: Path) -> None:
+    whole = _load(folder).train
+    contents = {name: (folder / "train" / name).read_bytes() for name in FILES}
+    for limit in range(1, 6):
+        chosen = limited_order(5, limit, LIMIT_SEED, "files").tolist()
+        for number, (name, content) in enumerate(contents.items()):
+            (folder / "train" / name).write_bytes(content if number in chosen else b"no image")
+        limited = _load(folder, train_limit=limit)
+        _assert_same(limited.train, whole.limit(limit, LIMIT_SEED))
+        (folder / "train" / FILES[chosen[-1]]).write_bytes(b"no image")
+        with pytest.raises(DataError, match=rf"train/{FILES[chosen[-1]]}: got 8 bytes that"):
+            _load(folder, train_limit=limit)
+
+
+def test_a_limit_beyond_the_files_is_the_error_of_limiting(folder: Path) -> None:
+    with pytest.raises(DataError) as afterwards:
+        _load(folder).train.limit(6, LIMIT_SEED)
+    with pytest.raises(DataError) as at_the_source:
+        _load(folder, train_limit=6)
+    assert str(at_the_source.value) == str(afterwards.value)
+    with pytest.raises(DataError, match=r"limit on folder/test: got 2, expected .* \[1, 1\]"):
+        load_split(_config(folder, test_limit=2), "test")
+
+
+@pytest.mark.parametrize("half", ["train", "test"])
+def test_one_half_is_loaded_without_decoding_the_other(folder: Path, half: str) -> None:
+    limits = {"train_limit": 3, "test_limit": 1}
+    whole, limited = getattr(_load(folder), half), getattr(_load(folder, **limits), half)
+    for file in (folder / ("test" if half == "train" else "train")).rglob("*.*"):
+        file.write_bytes(b"no image")
+    _assert_same(load_split(_config(folder), half), whole)
+    _assert_same(load_split(_config(folder, **limits), half), limited)
+    with pytest.raises(DataError, match="bytes that do not decode"):
+        _load(folder)
+
+
+def test_one_half_alone_keeps_to_the_training_classes(folder: Path) -> None:
+    (folder / "test/eel").mkdir()
+    for half in ("train", "test"):
+        with pytest.raises(DataError, match=r"test/eel: got a label outside the class list"):
+            load_split(_config(folder), half)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import pytest
 import torch
 
 from cdvae_ray.config.data import DataConfig
-from cdvae_ray.data import Splits, load_splits
+from cdvae_ray.data import ImageSet, Splits, load_split, load_splits
+from cdvae_ray.data import parquet as parquet_module
+from cdvae_ray.data.images import LIMIT_SEED, limited_order
 from cdvae_ray.errors import DataError
 
 NAMES = ["cat", "dog", "eel"]
@@ -51,8 +54,35 @@ def dataset(tmp_path: Path, pngs) -> Path:
     return tmp_path
 
 
-def _load(path: Path | str, image_size: int = 16) -> Splits:
-    return load_splits(DataConfig(source="parquet", path=str(path), image_size=image_size))
+def _config(path: Path | str, image_size: int = 16, **limits: int) -> DataConfig:
+    return DataConfig(source="parquet", path=str(path), image_size=image_size, **limits)
+
+
+def _load(path: Path | str, image_size: int = 16, **limits: int) -> Splits:
+    return load_splits(_config(path, image_size, **limits))
+
+
+def _chosen(num_rows: int, limit: int) -> list[int]:
+    return limited_order(num_rows, limit, LIMIT_SEED, "rows").tolist()
+
+
+def _assert_same(got: ImageSet, expected: ImageSet) -> None:
+    assert torch.equal(got.images, expected.images)
+    assert got.labels.tolist() == expected.labels.tolist()
+    assert (got.digest, got.name) == (expected.digest, expected.name)
+    assert got.class_names == expected.class_names
+
+
+def _damage_row_group(path: Path, group: int) -> None:
+    """Overwrites the encoded images of a row group, so that reading it fails."""
+    chunk = pq.ParquetFile(path).metadata.row_group(group).column(0)
+    assert chunk.path_in_schema.endswith(".bytes")
+    start = chunk.data_page_offset
+    if chunk.dictionary_page_offset is not None:
+        start = min(start, chunk.dictionary_page_offset)
+    damaged = bytearray(path.read_bytes())
+    damaged[start : start + chunk.total_compressed_size] = b"\xff" * chunk.total_compressed_size
+    path.write_bytes(damaged)
 
 
 def _assert_whole(splits: Splits, noise) -> None:
@@ -215,6 +245,136 @@ def test_files_without_rows_are_named(dataset: Path) -> None:
     _write(dataset / "test.parquet", [], [])
     with pytest.raises(DataError, match=r"test\.parquet: got no rows"):
         _load(dataset)
+
+
+@pytest.mark.parametrize("names", [NAMES, None])
+@pytest.mark.parametrize("rows_per_batch", [1, 2, 1024])
+def test_a_limit_at_the_source_is_a_limit_afterwards(
+    dataset: Path, pngs, monkeypatch, names, rows_per_batch: int
+) -> None:
+    monkeypatch.setattr(parquet_module, "ROWS_PER_BATCH", rows_per_batch)
+    _write(dataset / "train-00000-of-00002.parquet", pngs[:5], [1, 0, 1, 0, 2], names=names)
+    second = dataset / "train-00001-of-00002.parquet"
+    _write(second, pngs[2:5], [0, 1, 1], names=names, row_group_size=3)
+    _write(dataset / "test.parquet", pngs[5:8], [0, 2, 1], names=names)
+    whole = _load(dataset)
+    for train_limit in range(1, 9):
+        test_limit = min(train_limit, 3)
+        limited = _load(dataset, train_limit=train_limit, test_limit=test_limit)
+        _assert_same(limited.train, whole.train.limit(train_limit, LIMIT_SEED))
+        _assert_same(limited.test, whole.test.limit(test_limit, LIMIT_SEED))
+    _assert_same(_load(dataset, train_limit=3).test, whole.test)
+
+
+def test_a_limit_beyond_the_rows_is_the_error_of_limiting(dataset: Path) -> None:
+    with pytest.raises(DataError) as afterwards:
+        _load(dataset).train.limit(6, LIMIT_SEED)
+    with pytest.raises(DataError) as at_the_source:
+        _load(dataset, train_limit=6)
+    assert str(at_the_source.value) == str(afterwards.value)
+    with pytest.raises(DataError, match=r"limit on parquet/test: got 3, expected .* \[1, 2\]"):
+        load_split(_config(dataset, test_limit=3), "test")
+
+
+def test_rows_that_are_not_chosen_are_not_decoded(tmp_path: Path, pngs) -> None:
+    _write(tmp_path / "test.parquet", pngs[:1], [0])
+    _write(tmp_path / "train.parquet", pngs, [row % 3 for row in range(8)], row_group_size=8)
+    whole = _load(tmp_path).train
+    for limit in range(1, 8):
+        chosen = _chosen(8, limit)
+        images = [pngs[row] if row in chosen else b"no image" for row in range(8)]
+        images[next(row for row in range(8) if row not in chosen)] = None
+        labels = [row % 3 if row in chosen else None for row in range(8)]
+        _write(tmp_path / "train.parquet", images, labels, row_group_size=8)
+        limited = _load(tmp_path, train_limit=limit).train
+        _assert_same(limited, whole.limit(limit, LIMIT_SEED))
+        images[chosen[-1]] = b"no image"
+        _write(tmp_path / "train.parquet", images, labels, row_group_size=8)
+        with pytest.raises(DataError, match=rf"train\.parquet row {chosen[-1]}: got 8 bytes that"):
+            _load(tmp_path, train_limit=limit)
+
+
+def test_row_groups_without_a_chosen_row_are_not_read(tmp_path: Path, pngs) -> None:
+    _write(tmp_path / "test.parquet", pngs[:1], [0])
+    for file in range(2):
+        _write(tmp_path / f"train-{file}.parquet", pngs[4 * file :][:4], [0, 1, 2, 0])
+    whole = _load(tmp_path).train
+    chosen = _chosen(8, 2)
+    groups = [(row // 4, row % 4 // 2) for row in chosen]
+    for file in range(2):
+        for group in range(2):
+            if (file, group) not in groups:
+                _damage_row_group(tmp_path / f"train-{file}.parquet", group)
+    _assert_same(_load(tmp_path, train_limit=2).train, whole.limit(2, LIMIT_SEED))
+    with pytest.raises(DataError, match="a complete Parquet file"):
+        _load(tmp_path)
+    _damage_row_group(tmp_path / f"train-{groups[0][0]}.parquet", groups[0][1])
+    with pytest.raises(DataError, match=rf"train-{groups[0][0]}\.parquet: got"):
+        _load(tmp_path, train_limit=2)
+
+
+@pytest.mark.parametrize("limits", [{}, {"train_limit": 6}])
+def test_one_batch_of_rows_is_held_at_a_time(
+    tmp_path: Path, monkeypatch, pngs, limits: dict
+) -> None:
+    _write(tmp_path / "test.parquet", pngs[:1], [0])
+    _write(tmp_path / "train.parquet", pngs, [0] * 8, row_group_size=8)
+    monkeypatch.setattr(parquet_module, "ROWS_PER_BATCH", 2)
+    batches: list[weakref.ref] = []
+    earlier: list[int] = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def record(self, *args, **options):
+        read = iter_batches(self, *args, **options)
+        while True:
+            earlier.append(sum(batch() is not None for batch in batches))
+            batch = next(read, None)
+            if batch is None:
+                return
+            batches.append(weakref.ref(batch))
+            yield batch
+            del batch
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", record)
+    _load(tmp_path, **limits)
+    assert len(batches) == 5
+    assert not any(earlier)
+
+
+@pytest.mark.parametrize("names", [NAMES, None])
+@pytest.mark.parametrize("limits", [{}, {"train_limit": 3, "test_limit": 2}])
+def test_one_half_is_loaded_without_decoding_the_other(
+    dataset: Path, pngs, names, limits: dict
+) -> None:
+    train, test = [2, 0, 1], [0, 2]
+    _write(dataset / "train-00001-of-00002.parquet", pngs[3:5], [1, 1], names=names)
+    for half in ("train", "test"):
+        _write(dataset / "train-00000-of-00002.parquet", pngs[:3], train, names=names)
+        _write(dataset / "test.parquet", pngs[5:7], test, names=names)
+        expected = getattr(_load(dataset, **limits), half)
+        if half == "train":
+            _write(dataset / "test.parquet", [b"no image", None], test, names=names)
+        else:
+            broken = [b"no image", None, b"no image"]
+            _write(dataset / "train-00000-of-00002.parquet", broken, train, names=names)
+        _assert_same(load_split(_config(dataset, **limits), half), expected)
+        with pytest.raises(DataError):
+            _load(dataset)
+
+
+def test_the_other_halfs_limit_does_not_matter_to_one_half(dataset: Path) -> None:
+    whole = _load(dataset)
+    _assert_same(load_split(_config(dataset, train_limit=6), "test"), whole.test)
+    _assert_same(load_split(_config(dataset, test_limit=3), "train"), whole.train)
+
+
+def test_the_test_half_alone_keeps_to_the_training_classes(dataset: Path, pngs) -> None:
+    _write(dataset / "test.parquet", pngs[:1], [0], names=["cat", "dog", "fox"])
+    with pytest.raises(DataError, match=r"class names in .*test\.parquet: got 3 names: cat, dog"):
+        load_split(_config(dataset), "test")
+    _write(dataset / "test.parquet", pngs[:1], [3], names=None)
+    with pytest.raises(DataError, match=r"test\.parquet row 0: got 3, expected .* \[0, 3\)"):
+        load_split(_config(dataset), "test")
 
 
 @pytest.mark.skipif(

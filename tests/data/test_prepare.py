@@ -21,7 +21,8 @@ import cdvae_ray.data.prepare as prepare
 from cdvae_ray.config.data import DataConfig
 from cdvae_ray.config.prepare_job import PrepareConfig
 from cdvae_ray.config.restricted_imagenet import RESTRICTED_IMAGENET
-from cdvae_ray.data import ImageSet, Splits, load_splits
+from cdvae_ray.data import ImageSet, Splits, image_source, load_splits, parquet_source
+from cdvae_ray.data.folder_source import FolderSource
 from cdvae_ray.errors import CdvaeError, DataError, StorageError
 from cdvae_ray.storage import prepared_images
 from cdvae_ray.storage.artifact import read_artifact, read_manifest
@@ -787,10 +788,8 @@ class Counted(bytes):
 def test_no_more_than_two_groups_of_images_are_alive(
     source: Path, tmp_path: Path, monkeypatch
 ) -> None:
-    read = prepare._FolderSource._read
-    monkeypatch.setattr(
-        prepare._FolderSource, "_read", lambda self, image: Counted(read(self, image))
-    )
+    read = FolderSource._read
+    monkeypatch.setattr(FolderSource, "_read", lambda self, image: Counted(read(self, image)))
     monkeypatch.setattr(prepare, "IMAGES_PER_GROUP", 4)
     written: list[int] = []
     write = Store.write
@@ -811,13 +810,13 @@ def test_a_copy_of_parquet_is_made_beside_the_shards_and_goes_away(
     parquet: Path, tmp_path: Path, monkeypatch
 ) -> None:
     folders = []
-    make = prepare.tempfile.TemporaryFile
+    make = parquet_source.tempfile.TemporaryFile
 
     def record(dir=None):
         folders.append(dir)
         return make(dir=dir)
 
-    monkeypatch.setattr(prepare.tempfile, "TemporaryFile", record)
+    monkeypatch.setattr(parquet_source.tempfile, "TemporaryFile", record)
     run(parquet, tmp_path / "out", source="parquet")
     assert folders == [tmp_path / "out"] * 2
     assert {file.suffix for file in (tmp_path / "out").iterdir()} == {".parquet", ".json"}
@@ -825,7 +824,7 @@ def test_a_copy_of_parquet_is_made_beside_the_shards_and_goes_away(
     def fail(dir=None):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(prepare.tempfile, "TemporaryFile", fail)
+    monkeypatch.setattr(parquet_source.tempfile, "TemporaryFile", fail)
     with pytest.raises(StorageError, match=r"No space left on device.*TMPDIR"):
         run(parquet, tmp_path / "again", source="parquet")
     assert not (tmp_path / "again").exists()
@@ -840,7 +839,7 @@ def test_long_work_says_how_far_it_is(
     assert lines[1] == (
         "30 train and 10 test images of 5 classes (5 of the 203 of restricted ImageNet)"
     )
-    monkeypatch.setattr(prepare, "SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr(image_source, "SECONDS_BETWEEN_LINES", 0.0)
     lines.clear()
     run(source, tmp_path / "out", lines.append)
     assert any(line.startswith("  listed 10 of 10 class folders") for line in lines)

@@ -10,7 +10,13 @@ from cdvae_ray.config.data import AugmentationConfig, DataConfig
 from cdvae_ray.core.metrics import Tally
 from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.data.load import load_splits
-from cdvae_ray.errors import CheckpointError, NonFiniteLossError, StorageError, TrainingError
+from cdvae_ray.errors import (
+    CheckpointError,
+    DataError,
+    NonFiniteLossError,
+    StorageError,
+    TrainingError,
+)
 from cdvae_ray.training.checkpoint import (
     checkpoint_names,
     load_model,
@@ -158,6 +164,36 @@ def test_a_storage_that_cannot_be_written_stops_training_with_one_line(tmp_path,
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"epoch-0001: got .*; check the path"):
         make_run(tmp_path / "file").fit()
+
+
+def losing(source, count, *, allowed):
+    """The source, of which `count` images of an epoch do not decode, met one a batch."""
+    whole = source.epoch_batches
+
+    def epoch_batches(epoch):
+        source.corrupt_images = 0
+        for number, batch in enumerate(whole(epoch)):
+            source.corrupt_images += number < count
+            yield batch
+
+    source.epoch_batches, source.max_corrupt_images = epoch_batches, allowed
+
+
+def test_undecodable_images_are_counted_epoch_by_epoch(tmp_path, make_run):
+    run = make_run(tmp_path)
+    losing(run.source, 3, allowed=3)
+    run.fit()
+    assert [report.metrics["train_corrupt_images"] for report in run.epochs] == [3.0] * 3
+    plain = make_run(tmp_path / "plain").fit()
+    assert "train_corrupt_images" not in plain.epochs[0].metrics
+
+
+def test_more_undecodable_images_than_allowed_stop_training(tmp_path, make_run):
+    run = make_run(tmp_path)
+    losing(run.source, 3, allowed=2)
+    with pytest.raises(DataError, match=r"epoch 0: got 3 that do not decode, expected at most 2"):
+        run.fit()
+    assert not run.epochs
 
 
 def test_a_source_that_loses_batches_is_noticed(tmp_path, make_run):

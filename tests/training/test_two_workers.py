@@ -13,7 +13,7 @@ from cdvae_ray.core.sync_batch_norm import CrossRankBatchNorm2d
 from cdvae_ray.data.batches import InMemoryBatches, evaluation_batches
 from cdvae_ray.errors import CdvaeError, NonFiniteLossError, StorageError, TrainingError
 from cdvae_ray.evaluation.after_training import evaluate_classifier_task
-from cdvae_ray.evaluation.decomposition import CLEAN_SUMS, evaluate_clean
+from cdvae_ray.evaluation.decomposition import clean_sums, evaluate_clean
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.distributed import all_reduce_sum, raise_together
 from cdvae_ray.training.epoch import train_epoch
@@ -69,7 +69,7 @@ def train_and_evaluate(rank, world_size, port, folder):
         evaluation_batches(tiny_images(71), batch_size=10, rank=rank, world_size=world_size),
         CPU,
     )
-    tally.reduce(all_reduce_sum, CLEAN_SUMS)
+    tally.reduce(all_reduce_sum, clean_sums(state.model))
     weights = {name: tensor.double().sum().item() for name, tensor in state.model_tensors().items()}
     content = {
         "losses": losses,
@@ -125,7 +125,8 @@ def test_two_workers_train_a_classifier_like_one(tmp_path):
     first, second = spawn(train_classifier, 2, tmp_path)
     assert first == second
     assert one["count"] == first["count"] == 71
-    assert first["losses"] == pytest.approx(one["losses"], rel=2e-5)
+    # Rounding grows over two epochs, and differs by processor: 2.3e-5 was seen on an Intel Xeon.
+    assert first["losses"] == pytest.approx(one["losses"], rel=1e-4)
     for name, value in one["evaluation"].items():
         # Rounding may turn an answer that hung in the balance.
         assert first["evaluation"][name] == pytest.approx(value, abs=2.1 / 71), name

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from cdvae_ray.core.attacks.inputs import (
     Classify,
@@ -45,7 +46,8 @@ def jpeg(
 
     Args:
         classify: images in [0, 1] to logits (N, classes). Modules run in eval mode.
-        images: (N, 3, H, W), floating point, in [0, 1]; H and W multiples of 16.
+        images: (N, 3, H, W), floating point, in [0, 1]. Where 16 does not divide H or W, the last
+            pixels are repeated for the blocks at the border, as encoders do.
         labels: (N,) int64, the true classes.
         epsilon: bound on each c, > 0; 1 is half a quantisation step, what rounding may do.
         num_steps: gradient steps, >= 1.
@@ -69,17 +71,19 @@ def jpeg(
     check_positive("step_size", size)
     drop = check_keep(keep, drop_fooled)
     given = prepare(images, labels, targets=targets, image_ids=image_ids)
-    _check_size(images)
+    blocks = _whole_blocks(given.images)
     search = CoefficientSearch(
-        subsampled(given.images),
-        decoding_matrices(given.images),
+        subsampled(blocks),
+        decoding_matrices(blocks),
         epsilon=epsilon,
         step_size=size,
+        height=images.shape[2],
+        width=images.shape[3],
     )
     return climb_perturbations(
         classify,
         search,
-        random_coefficients(given.images, epsilon=epsilon, seed=seed, image_ids=given.image_ids),
+        random_coefficients(blocks, epsilon=epsilon, seed=seed, image_ids=given.image_ids),
         given,
         loss=cross_entropy,
         num_steps=num_steps,
@@ -93,7 +97,8 @@ def jpeg_identity(images: Tensor) -> Tensor:
     """The images at zero strength, c = 0: what the subsampling of colors leaves of them.
 
     Args:
-        images: (N, 3, H, W), floating point, in [0, 1]; H and W multiples of 16.
+        images: (N, 3, H, W), floating point, in [0, 1]. Where 16 does not divide H or W, the last
+            pixels are repeated for the blocks at the border, as encoders do.
 
     Returns:
         Like images, in [0, 1].
@@ -101,8 +106,8 @@ def jpeg_identity(images: Tensor) -> Tensor:
     Raises:
         DataError: they are of another shape.
     """
-    _check_size(images)
-    return subsampled(images).clamp(0, 1)
+    height, width = images.shape[-2:]
+    return subsampled(_whole_blocks(images))[..., :height, :width].clamp(0, 1)
 
 
 @dataclass(frozen=True)
@@ -110,16 +115,20 @@ class CoefficientSearch:
     """Points are perturbations c of cosine coefficients, (N, B, 64), see `decode_blocks`."""
 
     unperturbed: Tensor
-    """(N, 3, H, W): the images at c = 0, not clipped."""
+    """(N, 3, H', W'): the images in whole blocks at c = 0, not clipped."""
     matrices: tuple[Tensor, Tensor]
     epsilon: float
     step_size: float
+    height: int
+    """H of the images, at most H'."""
+    width: int
+    """W of the images, at most W'."""
 
     def render(self, points: Tensor) -> Tensor:
         """The decoded images. Decoding is linear: c adds to what decoding makes of the image."""
         _, _, height, width = self.unperturbed.shape
         change = decode_blocks(0.5 * points, self.matrices, (height, width))
-        return (self.unperturbed + change).clamp(0, 1)
+        return (self.unperturbed + change)[..., : self.height, : self.width].clamp(0, 1)
 
     def penalty(self, points: Tensor) -> Tensor | None:
         """None."""
@@ -143,14 +152,18 @@ def random_coefficients(images: Tensor, *, epsilon: float, seed: int, image_ids:
     return (epsilon * (2 * uniform - 1)).view(len(images), -1, BLOCK**2)
 
 
-def _check_size(images: Tensor) -> None:
-    """Raises DataError for images that 16 x 16 pixels (8 x 8 of color) do not tile."""
+def _whole_blocks(images: Tensor) -> Tensor:
+    """The images padded by their last pixels to whole blocks of 16 x 16 (8 x 8 of color)."""
     check_colors(images)
     height, width = images.shape[2:]
-    if height % (2 * BLOCK) or width % (2 * BLOCK) or not height or not width:
+    if not height or not width:
         raise DataError(
             "images",
             got=f"{height} x {width} pixels",
-            expected="multiples of 16",
-            remedy="pad or resize the images",
+            expected="at least one pixel",
+            remedy="leave such images out",
         )
+    side = 2 * BLOCK
+    if height % side == 0 and width % side == 0:
+        return images
+    return F.pad(images, (0, -width % side, 0, -height % side), mode="replicate")

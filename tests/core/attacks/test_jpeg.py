@@ -276,8 +276,33 @@ def test_the_default_step_is_epsilon_over_the_root_of_the_steps() -> None:
     )
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 24, 32), (1, 3, 32, 8), (1, 1, 16, 16), (1, 4, 16, 16)])
-def test_images_that_have_no_whole_blocks_are_refused(shape: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("size", [(9, 21), (16, 24), (17, 16)])
+def test_images_that_16_does_not_divide_are_attacked_like_their_padded_ones(size):
+    height, width = size
+    generator = torch.Generator().manual_seed(5)
+    images = torch.rand(4, 3, height, width, generator=generator, dtype=torch.float64)
+    padded = F.pad(images, (0, -width % 16, 0, -height % 16), mode="replicate")
+    weights = torch.randn(3 * height * width, 3, generator=generator, dtype=torch.float64)
+
+    def classify(shown):
+        return shown[..., :height, :width].flatten(1) @ weights
+
+    labels = classify(images).argmax(dim=1)
+    settings = {"epsilon": EPSILON, "num_steps": 3, "keep": "last", "seed": 2}
+    found, wanted = (jpeg(classify, each, labels, **settings) for each in (images, padded))
+    assert found.images.shape == images.shape
+    assert torch.equal(found.images, wanted.images[..., :height, :width])
+    assert not torch.equal(found.images, images)
+    assert torch.equal(jpeg_identity(images), jpeg_identity(padded)[..., :height, :width])
+
+
+def test_images_without_pixels_are_refused() -> None:
+    with pytest.raises(DataError, match="0 x 16 pixels"):
+        jpeg_identity(torch.rand(1, 3, 0, 16))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 16, 16), (1, 4, 16, 16)])
+def test_images_that_have_no_colors_are_refused(shape: tuple[int, ...]) -> None:
     images = torch.rand(shape)
     with pytest.raises(DataError, match="images"):
         jpeg(network(torch.float32), images, torch.zeros(1, dtype=torch.int64))
