@@ -13,8 +13,13 @@ from typing import Literal, NamedTuple, Protocol
 
 import ray
 import torch
+from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+from ray._raylet import GcsClient  # type: ignore[attr-defined]
+from ray.exceptions import AuthenticationError, RpcError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from cdvae_ray.errors import ConfigError, ResourceError
+from cdvae_ray.runtime.leftovers import give_back_of_ended_jobs
 
 CPU_WORKER_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
@@ -98,7 +103,11 @@ def connect() -> None:
             logging_level=logging.ERROR,
             include_dashboard=False if address == "local" else None,
         )
+    except AuthenticationError as error:
+        raise _no_entry(address, error) from error
     except (ConnectionError, RuntimeError, ValueError) as error:
+        if "Version mismatch" in str(error):
+            raise _other_versions(address, error) from error
         raise _no_cluster(address, str(error)) from error
 
 
@@ -131,6 +140,36 @@ def _require_answer(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=10).close()
     except OSError as error:
         raise _no_cluster(address, str(error)) from error
+    try:
+        # `ray.init` tries a refused token again for half a minute, and then names no reason. Of no
+        # token at all the client would die, and with it this process.
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        GcsClient(address=address)
+    except AuthenticationError as error:
+        raise _no_entry(address, error) from error
+    except RpcError as error:
+        raise _no_cluster(address, str(error)) from error
+
+
+def _no_entry(address: str, error: Exception) -> ResourceError:
+    reason = str(error).partition(" Ensure that")[0].strip()
+    return ResourceError(
+        f"Ray cluster at {address}",
+        got=f"no entry ({reason.removesuffix('.')})",
+        expected="the token that the cluster was started with",
+        remedy="set RAY_AUTH_MODE=token, and have the token in ~/.ray/auth_token, in the file that "
+        "RAY_AUTH_TOKEN_PATH names, or in RAY_AUTH_TOKEN",
+    )
+
+
+def _other_versions(address: str, error: Exception) -> ResourceError:
+    return ResourceError(
+        f"Ray cluster at {address}",
+        got=" ".join(str(error).split()),
+        expected="the same versions of Ray and Python on both sides",
+        remedy="let the cluster run the job with its own (`ray job submit`), or install its "
+        "versions here",
+    )
 
 
 def _no_cluster(address: str, got: str) -> ResourceError:
@@ -147,6 +186,8 @@ def allocate(
     *,
     say: Callable[[str], None],
     gpus_per_worker: float = 1.0,
+    cpus_beside: int = 0,
+    fewest: int | None = None,
     section: str = "resources",
 ) -> Allocation:
     """Runs on the driver. Decides what each worker gets, once the cluster has all of it.
@@ -155,30 +196,71 @@ def allocate(
         resources: what the job asks for.
         say: takes lines of progress.
         gpus_per_worker: share of a GPU that a worker takes, in (0, 1].
+        fewest: workers that are enough to begin with; None: all.
+        cpus_beside: CPUs to leave for each worker's own tasks, beside those that it gets.
         section: of the config that holds these settings, for messages.
 
     Raises:
         ResourceError: after `wait_seconds` the cluster still lacks something; says what.
     """
+    if given_back := give_back_of_ended_jobs():
+        say(f"places of {given_back} groups that ended jobs had left taken are free again")
+    enough = fewest or resources.num_workers
     deadline = time.monotonic() + resources.wait_seconds
     announced = False
-    while True:
-        allocation = _choose(resources, gpus_per_worker)
-        missing = _missing(resources.num_workers, allocation)
-        if not missing:
-            return allocation
-        if time.monotonic() >= deadline:
-            raise ResourceError(
-                f"resources for {resources.num_workers} workers",
-                got=_describe(ray.cluster_resources()),
-                expected=missing,
-                remedy=f"lower --{section}.num-workers or --{section}.cpus-per-worker, add nodes, "
-                f"or raise --{section}.wait-seconds while nodes start",
-            )
-        if not announced:
-            say(f"waiting up to {resources.wait_seconds:.0f} s for {missing}")
-            announced = True
-        time.sleep(0.5)
+    with _Demand() as demand:
+        while True:
+            allocation = _choose(resources, gpus_per_worker, cpus_beside, enough)
+            missing = _missing(enough, allocation, cpus_beside)
+            if not missing:
+                return allocation
+            if time.monotonic() >= deadline:
+                raise ResourceError(
+                    f"resources for {enough} workers",
+                    got=_describe(ray.cluster_resources()),
+                    expected=missing,
+                    remedy=f"lower --{section}.num-workers or --{section}.cpus-per-worker, "
+                    f"add nodes, or raise --{section}.wait-seconds while nodes start",
+                )
+            if not announced:
+                say(f"waiting up to {resources.wait_seconds:.0f} s for {missing}")
+                announced = True
+            demand.ask([_place(allocation, cpus_beside)] * enough)
+            time.sleep(0.5)
+
+
+class _Demand:
+    """Places that a job waits for, as the cluster's autoscaler sees them: a placement group.
+
+    Other than `request_resources`, of which a cluster has one, each job has its own, and a job
+    that dies takes its own with it.
+    """
+
+    def __init__(self) -> None:
+        self._asked: list[dict[str, float]] = []
+        self._group: PlacementGroup | None = None
+
+    def __enter__(self) -> _Demand:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._withdraw()
+
+    def ask(self, places: list[dict[str, float]]) -> None:
+        """Asks for these places, in place of those asked for before."""
+        if places != self._asked:
+            self._withdraw()
+            self._asked, self._group = places, placement_group(places)
+
+    def _withdraw(self) -> None:
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+def _place(allocation: Allocation, beside: int) -> dict[str, float]:
+    cpus = {"CPU": float(allocation.cpus_per_worker + beside)}
+    return {**cpus, "GPU": allocation.gpus_per_worker} if allocation.use_gpu else cpus
 
 
 _CAUSE = re.compile(r"^(?:[\w.]+\.)?(\w*(?:Error|Exception|Interrupt)): .+")
@@ -216,26 +298,25 @@ def _nodes() -> list[dict[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _choose(resources: Wanted, share: float) -> Allocation:
+def _choose(resources: Wanted, share: float, beside: int, enough: int) -> Allocation:
     nodes = _nodes()
     places = sum(int(node.get("GPU", 0)) * int(1 / share) for node in nodes)
-    use_gpu = resources.device == "gpu" or (
-        resources.device == "auto" and places >= resources.num_workers
-    )
+    use_gpu = resources.device == "gpu" or (resources.device == "auto" and places >= enough)
     if resources.cpus_per_worker != "auto":
         return Allocation(use_gpu, resources.cpus_per_worker, share)
     # A worker gets the share of the smallest node that can host one.
-    hosts = [node for node in nodes if not use_gpu or node.get("GPU", 0) >= 1] or nodes
+    kind = "GPU" if use_gpu else "CPU"
+    hosts = [node for node in nodes if node.get(kind, 0) >= 1] or nodes
     per_node = -(-resources.num_workers // max(len(hosts), 1))
     cpus = min((int(node.get("CPU", 0)) for node in hosts), default=1)
-    return Allocation(use_gpu, max(1, cpus // per_node), share)
+    return Allocation(use_gpu, max(1, cpus // per_node - beside), share)
 
 
-def _missing(num_workers: int, allocation: Allocation) -> str:
+def _missing(num_workers: int, allocation: Allocation, beside: int) -> str:
     """What a cluster that can run the workers has and this one lacks; empty if nothing."""
     places = 0
     for node in _nodes():
-        by_cpu = int(node.get("CPU", 0)) // allocation.cpus_per_worker
+        by_cpu = int(node.get("CPU", 0)) // (allocation.cpus_per_worker + beside)
         by_gpu = by_cpu
         if allocation.use_gpu:
             by_gpu = int(node.get("GPU", 0)) * int(1 / allocation.gpus_per_worker)
@@ -243,7 +324,9 @@ def _missing(num_workers: int, allocation: Allocation) -> str:
     if places >= num_workers:
         return ""
     gpu = f" and {allocation.gpus_per_worker:g} GPU" if allocation.use_gpu else ""
-    return f"{num_workers} places with {allocation.cpus_per_worker} CPU{gpu} each, not {places}"
+    loading = f" and {beside} to load images" if beside else ""
+    cpus = f"{allocation.cpus_per_worker} CPU{loading}"
+    return f"{num_workers} places with {cpus}{gpu} each, not {places}"
 
 
 def _describe(resources: dict[str, float]) -> str:

@@ -40,6 +40,12 @@ class Resumed(NamedTuple):
     epochs_done: int
 
 
+class CorruptImages(NamedTuple):
+    """Streamed images do not decode."""
+
+    names: tuple[str, ...]
+
+
 class Failed(NamedTuple):
     """A worker stops for good."""
 
@@ -47,7 +53,7 @@ class Failed(NamedTuple):
     error: CdvaeError
 
 
-Message = EpochDone | EpochProgress | CheckpointSaved | Resumed | Failed
+Message = EpochDone | EpochProgress | CheckpointSaved | Resumed | CorruptImages | Failed
 
 
 class _Mailbox:

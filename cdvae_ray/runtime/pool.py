@@ -60,13 +60,7 @@ def run_on_pool(
     Raises:
         AttackError: the pool cannot go on.
     """
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    # The job has its own lines of progress; Ray Data's stay in its log files.
-    for handler in logging.getLogger("ray.data").handlers:
-        if handler.get_name() == "console":
-            handler.setLevel(logging.ERROR)
+    silence_ray_data(DataContext.get_current())
     # A block a task: the pool hands them out one by one as actors become free.
     rows = [{"task": task} for task in tasks]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
@@ -88,6 +82,15 @@ def run_on_pool(
             expected="actors that finish their shards",
             remedy="run the same command again: it makes only the shards that are missing",
         ) from error
+
+
+def silence_ray_data(context: DataContext) -> None:
+    """A job has its own lines of progress; Ray Data's stay in its log files."""
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    for handler in logging.getLogger("ray.data").handlers:
+        if handler.get_name() == "console":
+            handler.setLevel(logging.ERROR)
 
 
 def encode_error(error: CdvaeError | None) -> list[str] | None:

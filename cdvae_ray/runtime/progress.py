@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from cdvae_ray.training.epoch import EpochReport, Progress
 
+_NAMED = 5
+"""Images that do not decode and are named; the others are counted, epoch by epoch."""
+
 
 class ProgressLines:
     """One line an epoch, and one every so often within a long epoch.
@@ -23,6 +26,7 @@ class ProgressLines:
         self._epochs, self._say, self._quiet_seconds = epochs, say, quiet_seconds
         self._width = len(str(epochs))
         self._spoke = time.monotonic()
+        self._corrupt = 0
 
     def resumed(self, epochs_done: int) -> None:
         """The run goes on after these epochs."""
@@ -36,7 +40,7 @@ class ProgressLines:
         # Of the loss's terms, those that the task has.
         terms = "".join(
             f"  {name} {metrics[f'train_{name}']:.4f}"
-            for name in ("reconstruction", "kl")
+            for name in ("reconstruction", "kl", "codebook")
             if f"train_{name}" in metrics
         )
         self._say(
@@ -46,6 +50,12 @@ class ProgressLines:
         )
         if report.epoch + 1 == self._epochs:
             self._say("evaluating on the test images")
+
+    def corrupt(self, names: tuple[str, ...]) -> None:
+        """Streamed images do not decode; only the first of them are named."""
+        for name in names[: max(0, _NAMED - self._corrupt)]:
+            self._say(f"  does not decode, another image takes its place: {name}")
+        self._corrupt += len(names)
 
     def within_epoch(self, progress: Progress) -> None:
         """An epoch has come this far."""

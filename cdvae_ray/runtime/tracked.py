@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Literal
 
 from cdvae_ray.config.tracking import TrackingConfig
-from cdvae_ray.runtime import cluster
+from cdvae_ray.runtime import cluster, leftovers
 from cdvae_ray.storage.store import Store
 from cdvae_ray.tracking import Writer, tracking_uri
 
 
 @contextmanager
 def ending(writer: Writer) -> Iterator[None]:
-    """Runs on the driver. Ends the run as FINISHED, FAILED (an error) or KILLED (stopped)."""
+    """Runs on the driver. Ends the run as FINISHED, FAILED (an error) or KILLED (stopped).
+
+    A stopped job's actors end first: tracking may take its time.
+    """
     status: Literal["FINISHED", "FAILED", "KILLED"] = "KILLED"
     try:
         yield
@@ -23,8 +26,10 @@ def ending(writer: Writer) -> Iterator[None]:
     except Exception:
         status = "FAILED"
         raise
+    except BaseException:  # KeyboardInterrupt, SystemExit
+        leftovers.end_own_actors()
+        raise
     finally:
-        # KeyboardInterrupt and SystemExit (a stopped job) pass here with the status KILLED.
         writer.close(status, timeout_seconds=30)
 
 

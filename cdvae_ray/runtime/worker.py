@@ -12,11 +12,21 @@ import ray.train
 import ray.train.torch
 import torch
 
-from cdvae_ray.data.batches import InMemoryBatches
+from cdvae_ray.data.batches import BatchSource, InMemoryBatches
+from cdvae_ray.data.stream_order import StreamOrder
+from cdvae_ray.data.streamed import StreamedImages
 from cdvae_ray.errors import CdvaeError
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers
-from cdvae_ray.runtime.mailbox import CheckpointSaved, EpochDone, EpochProgress, Failed, Resumed
+from cdvae_ray.runtime.mailbox import (
+    CheckpointSaved,
+    CorruptImages,
+    EpochDone,
+    EpochProgress,
+    Failed,
+    Resumed,
+)
 from cdvae_ray.runtime.shared_images import fetch_images
+from cdvae_ray.runtime.streamed_batches import StreamedBatches
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.distributed import rank, world_size
 from cdvae_ray.training.epoch import EpochReport, Progress
@@ -33,7 +43,11 @@ class WorkerJob:
     """A reference to the `Task`."""
     evaluate: Evaluate
     train_images: Any
+    """A reference to shared images, or StreamedImages."""
     test_images: Any
+    lanes: int
+    loader_cpus: int
+    """Of streamed images."""
     filesystem: pyarrow.fs.FileSystem
     run_root: str
     run_uri: str
@@ -63,13 +77,7 @@ def _train_and_evaluate(job: WorkerJob) -> FinalNumbers:
     task: Task = ray.get(job.task)
     state = TrainState(task, device)
     run = Store(job.filesystem, job.run_root, job.run_uri)
-    source = InMemoryBatches(
-        fetch_images(job.train_images),
-        global_batch_size=task.training.global_batch_size,
-        seed=task.training.seed,
-        rank=rank(),
-        world_size=world_size(),
-    )
+    source = _batch_source(job, task)
     epochs_done = resume(run, state, config_digest=job.config_digest)
     speaks = rank() == 0
     if speaks and epochs_done:
@@ -105,3 +113,26 @@ def _train_and_evaluate(job: WorkerJob) -> FinalNumbers:
         on_checkpoint=on_checkpoint,
     )
     return job.evaluate(state, fetch_images(job.test_images))
+
+
+def _batch_source(job: WorkerJob, task: Task) -> BatchSource:
+    training = task.training
+    place = {"seed": training.seed, "rank": rank(), "world_size": world_size()}
+    if not isinstance(job.train_images, StreamedImages):
+        return InMemoryBatches(
+            fetch_images(job.train_images), global_batch_size=training.global_batch_size, **place
+        )
+    order = StreamOrder(
+        [group.rows for group in job.train_images.groups],
+        global_batch_size=training.global_batch_size,
+        lanes=job.lanes,
+        **place,
+    )
+    return StreamedBatches(
+        job.train_images,
+        order,
+        min_crop_area=task.augmentation.min_crop_area,
+        seed=training.seed,
+        loader_cpus=job.loader_cpus,
+        on_corrupt=lambda names: job.mailbox.post.remote(CorruptImages(names)),
+    )

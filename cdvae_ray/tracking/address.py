@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.errors import ConfigError
+from cdvae_ray.errors import redact as redact
 
 _SQLITE = "sqlite:///"
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
@@ -70,12 +70,6 @@ def artifact_location(uri: str, embedded_root: Path) -> str:
 def sqlite_file(uri: str) -> Path | None:
     """The database file behind a sqlite address, None for other addresses."""
     return Path(uri.removeprefix(_SQLITE)) if uri.startswith(_SQLITE) else None
-
-
-def redact(text: str) -> str:
-    """The text with user, password and query cut out of every address in it."""
-    text = re.sub(r"(\w[\w+.-]*://)[^/\s]*@", r"\1", text)
-    return re.sub(r"(\w://[^\s?]*)\?\S*", r"\1?...", text)
 
 
 def is_server(uri: str) -> bool:

@@ -13,6 +13,7 @@ import math
 import tempfile
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ Context = Literal["train", "test"]
 FIRST_DELAY_SECONDS = 0.5
 LAST_DELAY_SECONDS = 15.0
 PATIENCE = 6
-"""Failed attempts (about 15 seconds) after which an operation lets the others pass."""
+"""Failed attempts (about 15 seconds) after which an operation may be the only one in trouble."""
 MAX_WAITING_BYTES = 2 * 1024**3
 """Checkpoints, images and texts that may wait in memory while the store is down."""
 
@@ -43,6 +44,8 @@ MAX_VALUE_LENGTH = 6000
 """MLflow's limit on a parameter's value, in characters."""
 STEP_TAG = "step"
 """Tag of a logged model: the step its checkpoint was saved at."""
+WRITER_TAG = "writer_id"
+"""Tag of a run: the writer that created it, of which there is one a run."""
 
 logger = logging.getLogger("cdvae_ray.tracking")
 
@@ -94,7 +97,10 @@ class Writer(Protocol):
         """
 
     def log_table(self, columns: Mapping[str, Sequence[Any]], artifact_file: str) -> None:
-        """Logs a table (.json or .parquet) by column, in place of one of the same name."""
+        """Logs a table (.json or .parquet) by column, in place of one of the same name.
+
+        MLflow's JSON keeps 10 decimals; Parquet keeps every digit.
+        """
 
     def log_image(self, png_bytes: bytes, artifact_file: str) -> None:
         """Logs an encoded image, in place of one of the same name."""
@@ -200,6 +206,8 @@ class _Operation:
     call: Callable[[_Run], None]
     num_bytes: int = 0
     attempts: int = 0
+    store_answered: bool = False
+    """Whether the store was in good health after the last attempt."""
 
 
 class RunWriter:
@@ -230,6 +238,7 @@ class RunWriter:
     ) -> None:
         self._uri = uri
         self._on_run = on_run
+        tags = {**tags, WRITER_TAG: uuid.uuid4().hex}
         self._open: Callable[[], _Run] = lambda: _Run.open(
             uri, config.experiment, experiment_artifacts, run_name, previous_run_id, tags
         )
@@ -420,15 +429,18 @@ class RunWriter:
                 self._drop(operation, error)
                 return
             self._warn_of_outage(operation.what, error)
-            if operation.attempts >= PATIENCE and self._run.answers():
-                # Only this operation is in trouble. An outage of the file store passes, ...
-                if failure is Failure.OUTAGE:
-                    self._let_others_pass(operation)
-                # ... but what a store in good health still refuses is this operation's own fault.
-                else:
-                    self._drop(operation, error)
-                return
-            self._pause(operation.attempts)
+            if operation.attempts < PATIENCE or not self._run.answers():
+                operation.store_answered = False
+                self._pause(operation.attempts)
+            # Only this operation is in trouble. An outage of the file store passes, ...
+            elif failure is Failure.OUTAGE:
+                self._let_others_pass(operation)
+            # ... and so may one of the store have passed since: another attempt, at once, tells.
+            elif not operation.store_answered:
+                operation.store_answered = True
+            # What fails between two answers of the store is the operation's own fault.
+            else:
+                self._drop(operation, error)
         else:
             self._remove(operation)
 
@@ -521,8 +533,13 @@ class _Run:
                 run._log_batch(tags=every_tag)
                 return run
             every_tag["previous_run_id"] = previous_run_id
-        created = client.create_run(experiment_id, run_name=run_name, tags=every_tag)
-        return cls(client, experiment_id, created.info.run_id)
+        run_id = client.create_run(experiment_id, run_name=run_name, tags=every_tag).info.run_id
+        # An attempt whose answer was lost on the way has created a run as well.
+        of_writer = f"tags.{WRITER_TAG} = '{tags[WRITER_TAG]}'"
+        for created in client.search_runs([experiment_id], of_writer):
+            if created.info.run_id != run_id:
+                client.delete_run(created.info.run_id)
+        return cls(client, experiment_id, run_id)
 
     def answers(self) -> bool:
         """Whether the store answers a plain question about the run."""

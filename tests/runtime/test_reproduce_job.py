@@ -5,6 +5,8 @@ import json
 import pytest
 from mlflow import MlflowClient
 
+from cdvae_ray.config.reproduce_job import PARTS
+
 from .conftest import kill, summary, wait_for
 
 SPACE = """
@@ -52,6 +54,9 @@ def test_one_command_makes_a_table_and_the_next_one_finds_what_it_needs(cluster,
     headlines = json.loads((first / "headlines.json").read_text())
     assert set(headlines["result"]) == {"Table 1", "Table 2", "Figure 3"}
     assert set(headlines["value"]) <= set(values["metrics"].values())
+    tables = json.loads((first / "tables.json").read_text())
+    assert set(tables) == {"study"}
+    assert {"similarity", "norms", "latents"} <= set(tables["study"])
 
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     run = client.get_run(values["run_id"])
@@ -79,13 +84,14 @@ def test_one_command_makes_a_table_and_the_next_one_finds_what_it_needs(cluster,
 @pytest.mark.timeout(1800)
 def test_a_killed_reproduction_of_everything_goes_on_with_what_is_there(cluster, tmp_path):
     (tmp_path / "space.toml").write_text(SPACE)
-    job = cluster.start(tmp_path, *SMOKE, job="reproduce")
+    everything = (*SMOKE, "--recipe.reference-protocol", "--seed", "3")
+    job = cluster.start(tmp_path, *everything, job="reproduce")
     trained = tmp_path / "runs/train"
     wait_for(lambda: len(list(trained.glob("*/results-*"))) >= 2, "two models", seconds=500)
     kill(job)
     job.communicate(timeout=60)
     before = {each: each.stat().st_mtime_ns for each in trained.glob("*/epoch-*/manifest.json")}
-    done = cluster.train(tmp_path, *SMOKE, job="reproduce", timeout=1200)
+    done = cluster.train(tmp_path, *everything, job="reproduce", timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr
     assert all(each.stat().st_mtime_ns == written for each, written in before.items())
     page = (report_of(tmp_path) / "report.html").read_text()
@@ -94,8 +100,13 @@ def test_a_killed_reproduction_of_everything_goes_on_with_what_is_there(cluster,
     assert found + made == done.stdout.count("\nstep ")
     for result in ("Table 1", "Table 2", "Table 3", "Table 4", "Table 6", "Table 7", "Figure 4"):
         assert f'<td class="first">{result}</td>' in page, result
-    for part in ("study", "detection", "grey-box", "white-box", "search"):
+    tables = json.loads((report_of(tmp_path) / "tables.json").read_text())
+    for part in PARTS:
         assert f'<section id="{part}">' in page
+        assert tables[part]
+    assert set(tables["detection-reference"]["detection"]["protocol"]) <= {"reference"}
+    manifest = json.loads((report_of(tmp_path) / "manifest.json").read_text())
+    assert manifest["facts"]["seed"] == 3
     assert "Checklist:" in page
     # Figures 2 to 5 and a picture of either defence table. Such networks are fooled too seldom for
     # ROC curves.

@@ -1,6 +1,8 @@
 """Searches on a real cluster: trials are nested runs, none is made twice, a failure stops none."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 from mlflow import MlflowClient
@@ -8,7 +10,7 @@ from mlflow import MlflowClient
 from cdvae_ray.config.data import DataConfig
 from cdvae_ray.data.load import load_splits
 
-from .conftest import kill, summary, wait_for
+from .conftest import ROOT, kill, summary, wait_for
 from .untrained_models import untrained
 
 SPACE = """
@@ -146,16 +148,27 @@ def test_a_sampled_search_goes_on_from_its_trials_and_stopped_ones_leave_no_run_
     }
     assert len(values) == 3
     assert all(-1 <= value <= 1 for value in values)
-    margin_space(tmp_path, "-0.5, 0.5, 1.0")
+    margin_space(tmp_path, "1.0, 0.5, -0.5")
     stopping = ("--epochs", "3", "--scheduler", "asha", "--grace-epochs", "1")
-    done = cluster.train(
-        tmp_path, *MARGIN[:-2], *stopping, "--max-concurrent", "3", job="tune_margin"
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.runtime.ranked_margin_search"),
+            *(*MARGIN[:-2], *stopping, "--max-concurrent", "1"),
+        ],
+        cwd=tmp_path,
+        env=cluster.environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=240,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # Of three at a time, a rung of factor 2 lets one or two pass.
-    assert "stopped" in done.stdout
-    assert "finished" in done.stdout
+    reports = sorted(
+        (tmp_path / "runs/search").glob("report-*"), key=lambda each: each.stat().st_mtime
+    )
+    states = json.loads((reports[-1] / "trials.json").read_text())["state"]
+    # The first one's epochs are the best, so that no later trial passes the first rung.
+    assert sorted(states) == ["finished", "stopped", "stopped"]
     client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
     experiment = client.get_experiment_by_name("cdvae").experiment_id
-    states = {run.info.status for run in client.search_runs([experiment])}
-    assert states <= {"FINISHED", "KILLED"}
+    runs = client.search_runs([experiment])
+    assert {run.info.status for run in runs} == {"FINISHED", "KILLED"}

@@ -114,14 +114,19 @@ def test_a_complete_run_is_found_again_and_not_trained_again(cluster, undisturbe
 
 
 @pytest.mark.faults
-def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed, tmp_path):
+def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed, tmp_path, fault):
     job = cluster.start(tmp_path, *STEADY)
     run = run_folder(tmp_path / "runs")
     wait_for(lambda: (run / "epoch-0002").exists(), "second checkpoint")
     kill(cluster.train_workers()[-1])
+    fault.strikes()
+    stored = len(list(run.glob("epoch-*")))
+    wait_for(lambda: len(list(run.glob("epoch-*"))) > stored or job.poll() is not None, "epoch")
+    fault.recovered()
     output, _ = job.communicate(timeout=240)
     assert job.returncode == 0, output
     assert "resuming after epoch" in output
+    fault.lost("the epoch in flight")
     assert_same_weights(final_weights(tmp_path), final_weights(undisturbed[0]))
 
 
@@ -245,3 +250,24 @@ def test_a_submitted_job_does_not_store_in_the_folder_that_ray_deletes(monkeypat
     require_lasting_storage("s3://bucket/runs")
     with pytest.raises(ConfigError, match="expected an absolute path"):
         require_lasting_storage("./runs")
+
+
+def test_an_elastic_job_begins_with_what_the_cluster_has(cluster, tmp_path):
+    # Two of three workers have room on four CPUs.
+    elastic = ["--resources.num-workers", "3", "--resources.min-workers", "1"]
+    wide = ["--resources.cpus-per-worker", "2", "--training.global-batch-size", "30"]
+    done = cluster.train(tmp_path, *STEADY, *elastic, *wide, "--training.epochs", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 to 3 x 2 threads on CPU" in done.stdout
+    assert len(list((tmp_path / "runs").glob("train/cdvae-*/epoch-0001"))) == 1
+
+
+def test_an_elastic_job_needs_a_batch_that_every_number_of_workers_divides(cluster, tmp_path):
+    elastic = ["--resources.num-workers", "4", "--resources.min-workers", "2"]
+    done = cluster.train(tmp_path, *STEADY, *elastic, timeout=60)
+    assert done.returncode == 1
+    assert "training.global_batch_size: got 32 with 3 workers, expected a multiple of 3" in (
+        done.stderr
+    )
+    done = cluster.train(tmp_path, "smoke", "--resources.min-workers", "2", timeout=60)
+    assert "resources.min_workers: got 2, expected a number in [1, 1]" in done.stderr

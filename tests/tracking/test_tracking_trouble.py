@@ -89,6 +89,58 @@ def test_an_outage_loses_nothing_and_warns_once(
     assert "tried again until it works" in caplog.messages[0]
 
 
+def test_an_outage_that_passes_while_the_store_is_asked_loses_nothing(
+    break_store: Any, make_writer: Any, client: Any
+) -> None:
+    failed = 0
+
+    def fail(name: str, args: tuple[Any, ...]) -> None:
+        nonlocal failed
+        # Down for as long as the writer is patient; then it asks the store, which is just back.
+        if name == "log_batch" and failed < writing.PATIENCE:
+            failed += 1
+            raise _mlflow_error("INTERNAL_ERROR")
+
+    break_store(fail)
+    writer = make_writer()
+    writer.log_metrics({"loss": 1.0}, 0)
+    writer.close("FINISHED")
+    assert failed == writing.PATIENCE
+    assert client.get_run(writer.run_id(0)).data.metrics == {"loss": 1.0}
+
+
+def test_a_run_whose_creation_was_not_answered_is_not_doubled(
+    monkeypatch: pytest.MonkeyPatch, break_store: Any, make_writer: Any, client: Any
+) -> None:
+    lost = 2
+
+    def connect_and_lose(uri: str) -> Any:
+        connected = connect(uri)
+        create = connected.create_run
+
+        def create_run(*args: Any, **kwargs: Any) -> Any:
+            nonlocal lost
+            created = create(*args, **kwargs)
+            if lost:
+                lost -= 1
+                raise requests.ConnectionError("reset after the server had done its work")
+            return created
+
+        monkeypatch.setattr(connected, "create_run", create_run)
+        return connected
+
+    break_store(lambda name, args: None)
+    monkeypatch.setattr(writing, "connect", connect_and_lose)
+    writer = make_writer(experiment="answers that are lost")
+    writer.log_metrics({"loss": 1.0}, 0)
+    writer.close("FINISHED")
+    assert lost == 0
+    experiment = client.get_experiment_by_name("answers that are lost")
+    runs = client.search_runs([experiment.experiment_id])
+    assert [run.info.run_id for run in runs] == [writer.run_id(0)]
+    assert runs[0].info.status == "FINISHED" and runs[0].data.metrics == {"loss": 1.0}
+
+
 def test_an_operation_interrupted_half_way_is_not_doubled(
     break_store: Any, make_writer: Any, client: Any
 ) -> None:
