@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -13,7 +14,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import tyro
 
-from cdvae_ray.errors import CdvaeError
+from cdvae_ray.config.tracking import TrackingConfig
+from cdvae_ray.errors import CdvaeError, ConfigError, holds_secrets
 from cdvae_ray.evaluation.results import table_text
 from cdvae_ray.evaluation.search_table import search_text
 
@@ -44,6 +46,9 @@ def parse(
         presets: what each preset is, and its config.
         default_preset: what a command line without a preset means.
         choose: a preset's config, or an error that names the presets.
+
+    Raises:
+        ConfigError: an address that jobs write down holds credentials.
     """
     given, arguments = _given_preset(arguments)
     name = default_preset if given is None else given
@@ -56,7 +61,32 @@ def parse(
         description=f"{kind.__doc__}\n\nPresets ({default_preset} without one):\n{listing}\n\n"
         f"Defaults below are those of {name}.",
     )
+    _refuse_secrets(config)
     return name, config
+
+
+def _refuse_secrets(value: Any, what: str = "") -> None:
+    """Refuses credentials in any address but MLflow's, which is shown without them everywhere."""
+    if isinstance(value, TrackingConfig):
+        return
+    if isinstance(value, str) and holds_secrets(value):
+        raise ConfigError(
+            what,
+            got=f"credentials in the address {value}",
+            expected="an address without, since it is written into manifests and MLflow",
+            remedy="set them in the environment (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY) or in "
+            "~/.aws/credentials, and take them out of the address",
+        )
+    if dataclasses.is_dataclass(value):
+        for each in dataclasses.fields(value):
+            name = f"{what}.{each.name}" if what else each.name
+            _refuse_secrets(getattr(value, each.name), name)
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            _refuse_secrets(each, what)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            _refuse_secrets(each, what)
 
 
 def _given_preset(arguments: Sequence[str]) -> tuple[str | None, list[str]]:

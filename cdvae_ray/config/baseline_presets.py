@@ -35,6 +35,7 @@ def _shorter(name: str, epochs: int) -> TrainingConfig:
 
 
 _small = _like("cifar10-small", _shorter("cifar10-small", 4))
+_tiny = _like("cifar10-tiny", _shorter("cifar10-tiny", 4))
 
 BASELINE_PRESETS: dict[str, Preset[BaselineJobConfig]] = {
     "quickstart": Preset(
@@ -55,6 +56,26 @@ BASELINE_PRESETS: dict[str, Preset[BaselineJobConfig]] = {
             data=replace(_small.data, train_limit=SMALL_IMAGES),
             recipe=RecipeConfig(num_steps=SMALL_STEPS),
         ),
+    ),
+    "cifar10-tiny": Preset(
+        "5,000 images of CIFAR-10, WRN-10-1, 4 epochs, for a CPU: start from a trained classifier",
+        replace(
+            _tiny,
+            data=replace(_tiny.data, train_limit=SMALL_IMAGES // 2),
+            recipe=RecipeConfig(num_steps=SMALL_STEPS),
+        ),
+    ),
+    "restricted-tiny": Preset(
+        "23 classes of restricted ImageNet at 64 x 64, ResNet-10, 4 epochs, for a CPU: start from "
+        "a trained classifier",
+        replace(
+            _like("restricted-tiny", _shorter("restricted-tiny", 4)),
+            recipe=RecipeConfig(num_steps=SMALL_STEPS),
+        ),
+    ),
+    "restricted-imagenet": Preset(
+        "restricted ImageNet, ResNet-50, 60 epochs (our choice: the paper names none)",
+        _like("restricted-imagenet", _shorter("restricted-imagenet", 60), attack_images=1000),
     ),
     # SGD with a step schedule, as Rice et al. (2020) and Zhang et al. (2019) train WideResNets.
     "cifar10": Preset(

@@ -41,6 +41,9 @@ class ClassifierJobConfig(TrainingJobConfig):
     storage, or runs:/..., models:/... in MLflow. None for images."""
     model: ClassifierConfig = field(default_factory=ClassifierConfig)
     """Network."""
+    pretrained: str = ""
+    """Where it starts: a file on the driver with a state dict of its network, for example
+    torchvision's resnet50-11ad3fa6.pth. Its last layer counts only for as many classes."""
     evaluation: ClassifierEvaluationConfig = field(default_factory=ClassifierEvaluationConfig)
     """Evaluation after training."""
 
@@ -62,7 +65,12 @@ class ClassifierJobConfig(TrainingJobConfig):
 
 
 def classifier_identity(
-    config: ClassifierJobConfig, *, precision: str, train_digest: str, cdvae_digest: str | None
+    config: ClassifierJobConfig,
+    *,
+    precision: str,
+    train_digest: str,
+    cdvae_digest: str | None,
+    pretrained_digest: str | None = None,
 ) -> dict[str, Any]:
     """All that determines the trained weights: JSON values, without paths or resources.
 
@@ -71,6 +79,7 @@ def classifier_identity(
         precision: "float32" or "bfloat16", what "auto" came to.
         train_digest: the digest of the training images, which stands for their path.
         cdvae_digest: the digest of the CD-VAE, which stands for its path; None for images.
+        pretrained_digest: of the weights that it starts from, likewise; None for fresh ones.
     """
     return {
         "kind": "classifier",
@@ -81,6 +90,7 @@ def classifier_identity(
         "augmentation": to_dict(config.augmentation),
         "model": to_dict(config.model),
         "training": {**to_dict(config.training), "precision": precision},
+        **({} if pretrained_digest is None else {"pretrained": pretrained_digest}),
     }
 
 

@@ -10,7 +10,7 @@ from cdvae_ray.config.attack import SUITES, AttackConfig, SuiteName, ThreatModel
 from cdvae_ray.config.attack_job import AttackJobConfig, ChecksConfig, PoolConfig
 from cdvae_ray.config.checks import above, at_least, require
 from cdvae_ray.config.data import DataConfig
-from cdvae_ray.config.presets import Preset, chosen
+from cdvae_ray.config.presets import RESTRICTED, RESTRICTED_TINY, Preset, chosen
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.config.tracking import TrackingConfig
 
@@ -352,11 +352,51 @@ DEFENSE_PRESETS: dict[str, Preset[DefenseJobConfig]] = {
             evidence=EvidenceConfig(images=50),
         ),
     ),
+    "grey-box-tiny": Preset(
+        "Table 6 for several seeds on a CPU: 300 images of CIFAR-10",
+        DefenseJobConfig(
+            table="grey-box",
+            paper="cifar10",
+            data=replace(_SMALL, test_limit=300),
+            evidence=EvidenceConfig(images=20),
+        ),
+    ),
+    "white-box-tiny": Preset(
+        "Table 7 for several seeds on a CPU: 100 images of CIFAR-10",
+        DefenseJobConfig(
+            paper="cifar10",
+            data=replace(_SMALL, test_limit=100),
+            evidence=EvidenceConfig(images=20),
+        ),
+    ),
     "grey-box": Preset(
         "Table 6 on CIFAR-10",
         DefenseJobConfig(table="grey-box", paper="cifar10", data=_CIFAR10),
     ),
     "white-box": Preset("Table 7 on CIFAR-10", DefenseJobConfig(paper="cifar10", data=_CIFAR10)),
+    "grey-box-restricted-tiny": Preset(
+        "Table 6 on 500 images of restricted ImageNet's classes at 64 x 64, for a CPU",
+        DefenseJobConfig(
+            table="grey-box",
+            paper="imagenet",
+            data=replace(RESTRICTED_TINY, test_limit=500),
+            evidence=EvidenceConfig(images=100),
+        ),
+    ),
+    "white-box-restricted-tiny": Preset(
+        "the attacks of Table 7 on 200 of those images, for a CPU (the paper has CIFAR-10 alone)",
+        DefenseJobConfig(
+            data=replace(RESTRICTED_TINY, test_limit=200), evidence=EvidenceConfig(images=50)
+        ),
+    ),
+    "grey-box-restricted": Preset(
+        "Table 6 on restricted ImageNet",
+        DefenseJobConfig(table="grey-box", paper="imagenet", data=RESTRICTED),
+    ),
+    "white-box-restricted": Preset(
+        "the attacks of Table 7 on restricted ImageNet (the paper has CIFAR-10 alone)",
+        DefenseJobConfig(data=RESTRICTED),
+    ),
 }
 
 

@@ -7,6 +7,8 @@ from typing import Literal
 
 from cdvae_ray.config.checks import above, at_least, require
 
+Protocol = Literal["strict", "reference"]
+"""Who is trained, chosen and tested on which images: ours, and that of the published codes."""
 AdaptiveStrategy = Literal["orthogonal", "selective", "joint"]
 STRATEGIES: tuple[AdaptiveStrategy, ...] = ("orthogonal", "selective", "joint")
 

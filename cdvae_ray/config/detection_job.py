@@ -10,8 +10,8 @@ from cdvae_ray.config.attack import SUITES, SuiteName
 from cdvae_ray.config.attack_job import AttackJobConfig, ChecksConfig, PoolConfig
 from cdvae_ray.config.checks import at_least, require
 from cdvae_ray.config.data import DataConfig
-from cdvae_ray.config.detection import AdaptiveConfig, DetectorsConfig, SplitSettings
-from cdvae_ray.config.presets import Preset, chosen
+from cdvae_ray.config.detection import AdaptiveConfig, DetectorsConfig, Protocol, SplitSettings
+from cdvae_ray.config.presets import RESTRICTED, RESTRICTED_TINY, RESTRICTED_TRAIN, Preset, chosen
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.config.tracking import TrackingConfig
 
@@ -32,7 +32,7 @@ class DetectionJobConfig:
     of the 2 x 2."""
     redundant_classifier: str = ""
     """A classifier on G(x), likewise: its disagreement with --classifier is a detector."""
-    protocol: Literal["strict", "reference"] = "strict"
+    protocol: Protocol = "strict"
     """strict: parts of the images for training, choosing and testing, noise as long as each
     perturbation, fixed references. reference: as the published codes do it, artefacts included."""
     suite: SuiteName = "detection"
@@ -170,9 +170,33 @@ DETECTION_PRESETS: dict[str, Preset[DetectionJobConfig]] = {
             data=replace(_CIFAR10, test_limit=2000),
         ),
     ),
+    "cifar10-tiny": Preset(
+        "Table 4 for several seeds on a CPU: one step of MD's input, 2,000 test images",
+        DetectionJobConfig(
+            paper_table="table-4",
+            detectors=DetectorsConfig(magnitudes=(0.0, 0.001)),
+            adaptive=AdaptiveConfig(num_images=64, num_steps=40),
+            data=replace(_CIFAR10, train_limit=10_000, test_limit=2000),
+        ),
+    ),
     "cifar10": Preset(
         "Table 4: all settings of the references, all images",
         DetectionJobConfig(paper_table="table-4", data=_CIFAR10),
+    ),
+    "restricted-tiny": Preset(
+        "Table 5 on 23 of its classes at 64 x 64, for a CPU: one step of MD's input",
+        DetectionJobConfig(
+            paper_table="table-5",
+            detectors=DetectorsConfig(magnitudes=(0.0, 0.001)),
+            adaptive=AdaptiveConfig(num_images=32, num_steps=20, step_scales=(4.0,)),
+            data=RESTRICTED_TINY,
+        ),
+    ),
+    "restricted-imagenet": Preset(
+        "Table 5: fitted to 100 training images a class, tested on all",
+        DetectionJobConfig(
+            paper_table="table-5", data=replace(RESTRICTED, train_limit=RESTRICTED_TRAIN)
+        ),
     ),
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,7 +10,7 @@ from cdvae_ray.config.attack_job import PoolConfig
 from cdvae_ray.config.checks import above, at_least, require
 from cdvae_ray.config.classifier import InputKind
 from cdvae_ray.config.data import DataConfig
-from cdvae_ray.config.presets import Preset, chosen
+from cdvae_ray.config.presets import RESTRICTED, RESTRICTED_TINY, RESTRICTED_TRAIN, Preset, chosen
 from cdvae_ray.config.tracking import TrackingConfig
 
 FEATURE_KIND = "feature-set"
@@ -119,6 +119,13 @@ FEATURE_PRESETS: dict[str, Preset[FeatureJobConfig]] = {
     "cifar10": Preset(
         "CIFAR-10",
         FeatureJobConfig(data=DataConfig(source="cifar10", path="./data", image_size=32)),
+    ),
+    "restricted-tiny": Preset(
+        "23 classes of restricted ImageNet at 64 x 64", FeatureJobConfig(data=RESTRICTED_TINY)
+    ),
+    "restricted-imagenet": Preset(
+        "restricted ImageNet; 100 training images a class",
+        FeatureJobConfig(data=replace(RESTRICTED, train_limit=RESTRICTED_TRAIN)),
     ),
 }
 

@@ -59,6 +59,18 @@ FINETUNE_PRESETS: dict[str, Preset[FinetuneJobConfig]] = {
         "10,000 images of CIFAR-10, small networks, 4 epochs, for a CPU",
         replace(_of_baselines("cifar10-small"), attack=InnerAttackConfig(num_steps=SMALL_STEPS)),
     ),
+    "cifar10-tiny": Preset(
+        "5,000 images of CIFAR-10, networks of half the width, 4 epochs, for a CPU",
+        replace(_of_baselines("cifar10-tiny"), attack=InnerAttackConfig(num_steps=SMALL_STEPS)),
+    ),
+    "restricted-tiny": Preset(
+        "23 classes of restricted ImageNet at 64 x 64, small networks, 4 epochs, for a CPU",
+        replace(_of_baselines("restricted-tiny"), attack=InnerAttackConfig(num_steps=SMALL_STEPS)),
+    ),
+    "restricted-imagenet": Preset(
+        "restricted ImageNet like its baselines (our choice: the paper has CIFAR-10 alone)",
+        _of_baselines("restricted-imagenet"),
+    ),
     "cifar10": Preset(
         "CIFAR-10 by the paper's text: margin on probabilities, mixed with clean images",
         _like(_paper, replace(_released_training, learning_rate=0.1), attack_images=1000),

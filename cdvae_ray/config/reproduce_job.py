@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 from cdvae_ray.config.attack_job import PoolConfig
 from cdvae_ray.config.baseline import BASELINE_NAMES, BaselineName, baseline
@@ -20,19 +20,20 @@ from cdvae_ray.config.classifier_job import ClassifierJobConfig
 from cdvae_ray.config.classifier_presets import classifier_preset
 from cdvae_ray.config.data import DataConfig
 from cdvae_ray.config.defense_job import DefenseJobConfig, defense_preset
+from cdvae_ray.config.detection import Protocol
 from cdvae_ray.config.detection_job import DetectionJobConfig, detection_preset
 from cdvae_ray.config.finetune_job import FinetuneJobConfig
 from cdvae_ray.config.finetune_presets import finetune_preset
-from cdvae_ray.config.presets import Preset, chosen, preset
+from cdvae_ray.config.presets import RESTRICTED_TINY, Preset, chosen, preset
 from cdvae_ray.config.search_job import ObjectiveSearchConfig, gamma_preset
 from cdvae_ray.config.study_job import StudyJobConfig, study_preset
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.config.train_job import TrainConfig
 from cdvae_ray.config.training import ResourcesConfig
-from cdvae_ray.config.training_job import TrainingJobConfig
+from cdvae_ray.config.training_job import TrainingJobConfig, on_images
 
 Norm = Literal["linf", "l2"]
-Part = Literal["study", "detection", "grey-box", "white-box", "search"]
+Part = Literal["study", "detection", "detection-reference", "grey-box", "white-box", "search"]
 """A report of one job, which holds one result of the paper or several."""
 
 ModelKind = Literal[
@@ -45,6 +46,9 @@ ModelKind = Literal[
     "baseline",
     "finetuned",
 ]
+
+PARTS: tuple[Part, ...] = get_args(Part)
+"""In the paper's order."""
 
 PART_OF_TABLE: dict[int, Part] = {
     1: "study",
@@ -84,6 +88,7 @@ _STEP_NAMES: dict[ModelKind | Part, str] = {
     "finetuned": "adversarial fine-tuning, {}",
     "study": "empirical study",
     "detection": "detection",
+    "detection-reference": "detection by the reference protocol",
     "grey-box": "grey-box defence",
     "white-box": "white-box defence",
     "search": "search for gamma",
@@ -114,6 +119,8 @@ class RecipeConfig:
     """Preset of jobs/evaluate_defense.py for Table 7."""
     search: str = "quickstart"
     """Preset of jobs/tune_gamma.py."""
+    reference_protocol: bool = False
+    """Detection also as the published codes do it, their artefacts included."""
     defense_gamma: float = 2e-3
     """gamma of the CD-VAE of Tables 6 and 7, > 0; the paper's for CIFAR-10."""
     defense_train_limit: int | None = None
@@ -254,6 +261,9 @@ class ReproduceConfig:
 
     def results_of(self, part: Part) -> list[str]:
         """What is asked for of a part, as "Table 1"."""
+        if part == "detection-reference":
+            wanted = self.results_of("detection") if self.recipe.reference_protocol else []
+            return [f"{result}, reference protocol" for result in wanted]
         return [
             *(f"Table {n}" for n in self.tables if PART_OF_TABLE[n] == part),
             *(f"Figure {n}" for n in self.figures if PART_OF_FIGURE[n] == part),
@@ -262,8 +272,7 @@ class ReproduceConfig:
     @property
     def parts(self) -> list[Part]:
         """The reports that are needed, in the paper's order."""
-        every: tuple[Part, ...] = ("study", "detection", "grey-box", "white-box", "search")
-        return [part for part in every if self.results_of(part)]
+        return [part for part in PARTS if self.results_of(part)]
 
     @property
     def baselines(self) -> list[BaselineName]:
@@ -286,6 +295,7 @@ class ReproduceConfig:
             (Step("essential-classifier"), _TABLE_3 in self.tables),
             (Step("study"), "study" in parts),
             (Step("detection"), "detection" in parts),
+            (Step("detection-reference"), "detection-reference" in parts),
             (Step("defense-cdvae"), "grey-box" in parts or bool(norms)),
             (Step("defense-classifier"), "grey-box" in parts),
             *((Step("baseline", name), True) for name in self.baselines),
@@ -357,10 +367,18 @@ class ReproduceConfig:
             **self._report(study_preset(self.recipe.study).data),
         )
 
-    def detection_job(self, cdvae: str, classifier: str) -> DetectionJobConfig:
+    def detection_job(
+        self, cdvae: str, classifier: str, *, protocol: Protocol = "strict"
+    ) -> DetectionJobConfig:
         """Table 4 or 5."""
         base = detection_preset(self.recipe.detection)
-        return replace(base, checkpoint=cdvae, classifier=classifier, **self._report(base.data))
+        return replace(
+            base,
+            checkpoint=cdvae,
+            classifier=classifier,
+            protocol=protocol,
+            **self._report(base.data),
+        )
 
     def grey_box_job(self, source: str, defenses: tuple[str, ...], cdvae: str) -> DefenseJobConfig:
         """Table 6."""
@@ -390,10 +408,12 @@ class ReproduceConfig:
     # --- what steps share -----------------------------------------------------------------------
 
     def _images(self, own: DataConfig, limit: int | None = None) -> DataConfig:
-        """The images of this config under a preset's limits."""
+        """The images of this config under a preset's limits, streamed if the preset does so."""
+        train_limit = _smallest(own.train_limit, self.data.train_limit, limit)
+        is_streamed = own.streaming and self.data.streaming and train_limit is None
         return replace(
-            self.data,
-            train_limit=_smallest(own.train_limit, self.data.train_limit, limit),
+            self.data if is_streamed else self.data.in_memory(),
+            train_limit=train_limit,
             test_limit=_smallest(own.test_limit, self.data.test_limit),
         )
 
@@ -401,8 +421,7 @@ class ReproduceConfig:
         training = base.training
         every = max(self.resources.checkpoint_every, base.resources.checkpoint_every)
         return replace(
-            base,
-            data=self._images(base.data, limit),
+            on_images(base, self._images(base.data, limit)),
             training=training if self.seed is None else replace(training, seed=self.seed),
             resources=replace(self.resources, checkpoint_every=every),
             tracking=self.tracking,
@@ -426,6 +445,10 @@ def _smallest(*limits: int | None) -> int | None:
 
 
 _CIFAR10 = DataConfig(source="cifar10", path="./data", image_size=32)
+
+
+_RESTRICTED_DEFENSE_GAMMA = 2e-1
+"""The paper's, section 4.3."""
 
 
 def _recipe(name: str, **changed: Any) -> RecipeConfig:
@@ -463,6 +486,19 @@ REPRODUCE_PRESETS: dict[str, Preset[ReproduceConfig]] = {
             data=_CIFAR10,
         ),
     ),
+    "cifar10-tiny": Preset(
+        "10,000 images of CIFAR-10, networks of half the width, Table 4 by both protocols: several "
+        "seeds on a CPU",
+        ReproduceConfig(
+            recipe=_recipe(
+                "cifar10-tiny",
+                grey_box="grey-box-tiny",
+                white_box="white-box-tiny",
+                reference_protocol=True,
+            ),
+            data=_CIFAR10,
+        ),
+    ),
     "cifar10": Preset(
         "CIFAR-10 by the paper's text, every row of its tables: days on GPUs",
         ReproduceConfig(
@@ -478,6 +514,32 @@ REPRODUCE_PRESETS: dict[str, Preset[ReproduceConfig]] = {
                 baselines_start_trained=False,
             ),
             data=_CIFAR10,
+        ),
+    ),
+    "restricted-tiny": Preset(
+        "23 classes of restricted ImageNet at 64 x 64, small networks, for a CPU: hours",
+        ReproduceConfig(
+            recipe=_recipe(
+                "restricted-tiny",
+                grey_box="grey-box-restricted-tiny",
+                white_box="white-box-restricted-tiny",
+                defense_gamma=_RESTRICTED_DEFENSE_GAMMA,
+            ),
+            data=RESTRICTED_TINY,
+        ),
+    ),
+    "restricted-imagenet": Preset(
+        "restricted ImageNet by the paper's text, streamed: weeks on GPUs",
+        ReproduceConfig(
+            recipe=_recipe(
+                "restricted-imagenet",
+                grey_box="grey-box-restricted",
+                white_box="white-box-restricted",
+                defense_gamma=_RESTRICTED_DEFENSE_GAMMA,
+                grey_box_baselines=("at-pgd-l2", "hgd", "ape-gan"),
+                baselines_start_trained=False,
+            ),
+            data=preset("restricted-imagenet").data,
         ),
     ),
 }

@@ -15,11 +15,19 @@ from cdvae_ray.config.detection import AdaptiveConfig, DetectorsConfig
 from cdvae_ray.config.detection_job import DetectionJobConfig
 from cdvae_ray.config.finetune_job import FinetuneJobConfig
 from cdvae_ray.config.finetune_presets import finetune_preset
-from cdvae_ray.config.presets import Preset, chosen, preset
+from cdvae_ray.config.presets import (
+    RESTRICTED,
+    RESTRICTED_TINY,
+    RESTRICTED_TRAIN,
+    Preset,
+    chosen,
+    preset,
+)
 from cdvae_ray.config.search_space import SearchParameter
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.config.train_job import TrainConfig
 from cdvae_ray.config.training import ResourcesConfig, TrainingConfig
+from cdvae_ray.config.training_job import on_images
 
 SEARCH_VERSION = 1
 """Raised when the same settings would give other numbers: part of every trial's identity."""
@@ -121,7 +129,7 @@ class ObjectiveSearchConfig(SearchConfig):
 
     def cdvae_job(self, parameter: SearchParameter, value: float) -> TrainConfig:
         """The training of a trial's CD-VAE."""
-        base = preset(self.train)
+        base = on_images(preset(self.train), self.data)
         training = self.shortened(base.training)
         changed: dict[str, Any] = {parameter: value}
         return replace(
@@ -132,7 +140,7 @@ class ObjectiveSearchConfig(SearchConfig):
 
     def redundant_job(self, cdvae: str) -> ClassifierJobConfig:
         """The training of a trial's classifier of G(x)."""
-        base = classifier_preset(self.redundant)
+        base = on_images(classifier_preset(self.redundant), self.data)
         training = self.shortened(base.training)
         return replace(base, input="class_redundant", cdvae=cdvae, **self._of_trial(training))
 
@@ -170,7 +178,6 @@ class ObjectiveSearchConfig(SearchConfig):
     def _of_trial(self, training: TrainingConfig) -> dict[str, Any]:
         return {
             "training": training,
-            "data": self.data,
             "resources": self.resources_of(training),
             "tracking": self.tracking,
             "storage": self.storage,
@@ -200,7 +207,7 @@ class MarginSearchConfig(SearchConfig):
 
     def finetune_job(self, margin: float) -> FinetuneJobConfig:
         """The training of a trial."""
-        base = finetune_preset(self.finetune)
+        base = on_images(finetune_preset(self.finetune), self.data)
         training = self.shortened(base.training)
         return replace(
             base,
@@ -208,7 +215,6 @@ class MarginSearchConfig(SearchConfig):
             classifier=self.classifier,
             adversarial=replace(base.adversarial, margin=margin),
             training=training,
-            data=self.data,
             resources=self.resources_of(training),
             tracking=self.tracking,
             storage=self.storage,
@@ -245,9 +251,36 @@ OBJECTIVE_PRESETS: dict[str, Preset[ObjectiveSearchConfig]] = {
             data=replace(_CIFAR10, train_limit=10_000, test_limit=1000),
         ),
     ),
+    "cifar10-tiny": Preset(
+        "5,000 images of CIFAR-10, networks of half the width, 4 epochs: several seeds on a CPU",
+        ObjectiveSearchConfig(
+            train="cifar10-tiny",
+            redundant="cifar10-tiny",
+            epochs=4,
+            detectors=DetectorsConfig(magnitudes=(0.0,)),
+            data=replace(_CIFAR10, train_limit=5000, test_limit=500),
+        ),
+    ),
     "cifar10": Preset(
         "CIFAR-10 by the paper's text: a WRN-28-10 and its classifier for every value",
         ObjectiveSearchConfig(train="cifar10", redundant="cifar10", data=_CIFAR10),
+    ),
+    "restricted-tiny": Preset(
+        "23 classes of restricted ImageNet at 64 x 64, small networks, for a CPU",
+        ObjectiveSearchConfig(
+            train="restricted-tiny",
+            redundant="restricted-tiny",
+            detectors=DetectorsConfig(magnitudes=(0.0,)),
+            data=RESTRICTED_TINY,
+        ),
+    ),
+    "restricted-imagenet": Preset(
+        "restricted ImageNet by the paper's text, on 100 training images a class",
+        ObjectiveSearchConfig(
+            train="restricted-imagenet",
+            redundant="restricted-imagenet",
+            data=replace(RESTRICTED, train_limit=RESTRICTED_TRAIN),
+        ),
     ),
 }
 

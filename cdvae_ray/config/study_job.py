@@ -10,7 +10,7 @@ from cdvae_ray.config.attack import SUITES, AttackConfig, SuiteName
 from cdvae_ray.config.attack_job import AttackJobConfig, ChecksConfig, PoolConfig
 from cdvae_ray.config.checks import above, at_least, require
 from cdvae_ray.config.data import DataConfig
-from cdvae_ray.config.presets import Preset, chosen
+from cdvae_ray.config.presets import RESTRICTED, RESTRICTED_TINY, Preset, chosen
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.config.tracking import TrackingConfig
 
@@ -256,10 +256,32 @@ STUDY_PRESETS: dict[str, Preset[StudyJobConfig]] = {
             data=replace(_CIFAR10, test_limit=2000),
         ),
     ),
+    "cifar10-tiny": Preset(
+        "Tables 1-3 and Figures 2, 3 for several seeds on a CPU: 2,000 test images, two more radii",
+        StudyJobConfig(
+            paper="cifar10",
+            epsilons=(2 / 255, 16 / 255),
+            data=replace(_CIFAR10, test_limit=2000),
+        ),
+    ),
     "cifar10": Preset(
         "Tables 1-3 and Figures 2, 3: all test images, five radii",
         StudyJobConfig(
             paper="cifar10", epsilons=(2 / 255, 4 / 255, 16 / 255, 32 / 255), data=_CIFAR10
+        ),
+    ),
+    "restricted-tiny": Preset(
+        "Tables 1-3 and Figures 2, 3 on 23 classes of restricted ImageNet at 64 x 64, for a CPU",
+        StudyJobConfig(
+            paper="restricted-imagenet", epsilons=(2 / 255, 16 / 255), data=RESTRICTED_TINY
+        ),
+    ),
+    "restricted-imagenet": Preset(
+        "Tables 1-3 and Figures 2, 3 on restricted ImageNet: all test images, five radii",
+        StudyJobConfig(
+            paper="restricted-imagenet",
+            epsilons=(2 / 255, 4 / 255, 16 / 255, 32 / 255),
+            data=RESTRICTED,
         ),
     ),
 }

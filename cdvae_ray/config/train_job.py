@@ -21,19 +21,25 @@ class TrainConfig(TrainingJobConfig):
 
     model: ModelConfig = field(default_factory=ModelConfig)
     """Networks."""
+    pretrained: str = ""
+    """Where D starts: a file on the driver with a state dict of its network, for example
+    torchvision's resnet50-11ad3fa6.pth. Its last layer counts only for as many classes."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """Loss."""
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     """Evaluation after training."""
 
 
-def training_identity(config: TrainConfig, *, precision: str, train_digest: str) -> dict[str, Any]:
+def training_identity(
+    config: TrainConfig, *, precision: str, train_digest: str, pretrained_digest: str | None = None
+) -> dict[str, Any]:
     """All that determines the trained weights: JSON values, without paths or resources.
 
     Args:
         config: the job's config.
         precision: "float32" or "bfloat16", what "auto" came to.
         train_digest: the digest of the training images, which stands for their path.
+        pretrained_digest: of the weights that D starts from, likewise; None for fresh ones.
     """
     return {
         "kind": "cdvae",
@@ -43,6 +49,7 @@ def training_identity(config: TrainConfig, *, precision: str, train_digest: str)
         "model": to_dict(config.model),
         "objective": to_dict(config.objective),
         "training": {**to_dict(config.training), "precision": precision},
+        **({} if pretrained_digest is None else {"pretrained": pretrained_digest}),
     }
 
 

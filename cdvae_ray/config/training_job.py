@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from cdvae_ray.config.checks import require
 from cdvae_ray.config.data import AugmentationConfig, DataConfig
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.config.training import ResourcesConfig, TrainingConfig
+
+Training = TypeVar("Training", bound="TrainingJobConfig")
+
+
+def on_images(job: Training, data: DataConfig) -> Training:
+    """A job on other images. Where they are not streamed, it has no random resized crop."""
+    augmentation = job.augmentation
+    if not data.streaming:
+        augmentation = replace(augmentation, min_crop_area=0.0)
+    return replace(job, data=data, augmentation=augmentation)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,14 +60,21 @@ class TrainingJobConfig:
             expected="a folder or an object-storage URI",
             remedy="set --storage",
         )
-        if self.augmentation.mixup_alpha > 0:
-            per_worker, rest = divmod(self.training.global_batch_size, self.resources.num_workers)
+        require(
+            self.augmentation.min_crop_area == 0 or self.data.streaming,
+            "augmentation.min_crop_area",
+            got=f"{self.augmentation.min_crop_area:g} without streaming",
+            expected="0, as images in memory are cropped already",
+            remedy="set --data.streaming, or leave out --augmentation.min-crop-area",
+        )
+        for workers in self.resources.worker_counts if self.augmentation.mixup_alpha > 0 else ():
+            per_worker, rest = divmod(self.training.global_batch_size, workers)
             require(
                 rest != 0 or per_worker % 2 == 0,
                 "training.global_batch_size",
                 got=f"{self.training.global_batch_size} with mixup",
-                expected=f"a multiple of {2 * self.resources.num_workers} "
-                f"(mixup pairs neighbours on each of {self.resources.num_workers} workers)",
+                expected=f"a multiple of {2 * workers} "
+                f"(mixup pairs neighbours on each of {workers} workers)",
                 remedy="change it or set --augmentation.mixup-alpha 0",
             )
 

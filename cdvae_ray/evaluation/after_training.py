@@ -10,6 +10,7 @@ from cdvae_ray.config.training import DefenseEvaluationConfig, EvaluationConfig
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
 from cdvae_ray.core.defenses import JointModel
+from cdvae_ray.core.vq_vae import VqVae, perplexity
 from cdvae_ray.data.batches import evaluation_batches
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.evaluation.classification import (
@@ -19,7 +20,8 @@ from cdvae_ray.evaluation.classification import (
 )
 from cdvae_ray.evaluation.decomposition import (
     ATTACK_SUMS,
-    CLEAN_SUMS,
+    clean_sums,
+    count_codes,
     evaluate_clean,
     look_at_perturbations,
 )
@@ -56,7 +58,15 @@ def evaluate_cdvae_task(
     assert isinstance(model, CDVAE)
     shard = {"batch_size": config.batch_size, "rank": rank(), "world_size": world_size()}
     clean = evaluate_clean(model, evaluation_batches(test, **shard), state.device)
-    clean.reduce(all_reduce_sum, CLEAN_SUMS)
+    clean.reduce(all_reduce_sum, clean_sums(model))
+    latent: dict[str, float] = {}
+    if isinstance(model.generator, VqVae):
+        batches = evaluation_batches(test, **shard)
+        counts = all_reduce_sum(count_codes(model, model.generator, batches, state.device))
+        latent = {
+            "codebook_perplexity": perplexity(counts),
+            "codes_used": float((counts > 0).sum()),
+        }
     attacked = look_at_perturbations(
         model,
         evaluation_batches(test, **shard, limit=config.attack_images),
@@ -65,7 +75,7 @@ def evaluate_cdvae_task(
     )
     attacked.reduce(all_reduce_sum, ATTACK_SUMS)
     return FinalNumbers(
-        metrics={**clean.means(), **attacked.means()},
+        metrics={**clean.means(), **latent, **attacked.means()},
         test_images=clean.count,
         attacked_images=attacked.count,
     )

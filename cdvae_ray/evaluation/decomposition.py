@@ -12,9 +12,10 @@ from cdvae_ray.core.attacks.pgd import pgd
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.metrics import Tally
 from cdvae_ray.core.objective import kl_per_image, reconstruction_accuracy_per_image
+from cdvae_ray.core.vae import Posterior
+from cdvae_ray.core.vq_vae import VqVae, code_counts
 from cdvae_ray.data.batches import Batch
 
-CLEAN_SUMS = ("class_essential_accuracy", "reconstruction_accuracy", "kl_nats")
 ATTACK_SUMS = (
     "attacked_clean_accuracy",
     "attacked_accuracy",
@@ -22,6 +23,12 @@ ATTACK_SUMS = (
     "delta_redundant_l2",
     "delta_essential_l2",
 )
+
+
+def clean_sums(model: CDVAE) -> tuple[str, ...]:
+    """The names of `evaluate_clean`'s sums: a VQ-VAE has no KL divergence that varies."""
+    own = () if isinstance(model.generator, VqVae) else ("kl_nats",)
+    return ("class_essential_accuracy", "reconstruction_accuracy", *own)
 
 
 def evaluate_clean(model: CDVAE, batches: Iterable[Batch], device: torch.device) -> Tally:
@@ -33,7 +40,7 @@ def evaluate_clean(model: CDVAE, batches: Iterable[Batch], device: torch.device)
         device: where to compute.
 
     Returns:
-        The sums CLEAN_SUMS over this rank's images.
+        The sums `clean_sums` over this rank's images.
     """
     tally = Tally(device)
     with torch.inference_mode():
@@ -46,10 +53,36 @@ def evaluate_clean(model: CDVAE, batches: Iterable[Batch], device: torch.device)
             sums = {
                 "class_essential_accuracy": (output.logits.argmax(dim=1) == labels).sum(),
                 "reconstruction_accuracy": reconstructed.sum(),
-                "kl_nats": kl_per_image(output.mean, output.log_var).sum(),
             }
+            if isinstance(output.latent, Posterior):
+                posterior = output.latent
+                sums["kl_nats"] = kl_per_image(posterior.mean, posterior.log_var).sum()
             tally.add(sums, len(labels))
     return tally
+
+
+def count_codes(
+    model: CDVAE, generator: VqVae, batches: Iterable[Batch], device: torch.device
+) -> Tensor:
+    """How often this rank's images use each code.
+
+    Args:
+        model: in eval mode, on `device`.
+        generator: its G.
+        batches: uint8 images with labels; this rank's share of them.
+        device: where to compute.
+
+    Returns:
+        (K,) float64, on the device.
+    """
+    size = model.config.codebook_size
+    counts = torch.zeros(size, dtype=torch.float64, device=device)
+    with torch.inference_mode():
+        for batch in batches:
+            images, _ = batch.on(device)
+            codes = generator.encode((images - model.pixel_mean) / model.pixel_std).codes
+            counts += code_counts(codes, size)
+    return counts
 
 
 def look_at_perturbations(

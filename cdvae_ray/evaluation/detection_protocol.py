@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from cdvae_ray.config.classifier import InputKind
-from cdvae_ray.config.detection import SplitSettings
+from cdvae_ray.config.detection import Protocol, SplitSettings
 from cdvae_ray.core.random import image_keys, keyed_uniform
 from cdvae_ray.core.threat_models import ThreatModel
 from cdvae_ray.errors import ConfigError, DataError
@@ -39,7 +39,6 @@ from cdvae_ray.evaluation.detection_metrics import (
     roc_counts,
 )
 
-Protocol = Literal["strict", "reference"]
 Mode = Literal["same_attack", "unseen", "attack_free"]
 Subset = Literal["successful", "all"]
 """Test images: clean right and then fooled, with all their rows; or every one."""

@@ -20,7 +20,7 @@ from cdvae_ray.config.detection import (
 from cdvae_ray.core.detectors.image_detector import RESIDUAL_LAYERS
 from cdvae_ray.core.detectors.local_dimensionality import reference_lid
 from cdvae_ray.core.detectors.residual import disagreement
-from cdvae_ray.core.features import POOLED_LAYERS
+from cdvae_ray.core.features import pooled_layers
 from cdvae_ray.core.threat_models import ThreatModel
 from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.detection_metrics import BoolArray, FloatArray
@@ -89,7 +89,7 @@ def mahalanobis_table(
     table = {}
     for magnitude in magnitudes:
         columns = {}
-        for layer in POOLED_LAYERS:
+        for layer in pooled_layers(detectors.mahalanobis):
             if magnitude == 0:
                 scores = detectors.mahalanobis[layer].score(rows.features[FEATURE_PREFIX + layer])
             else:
@@ -123,15 +123,15 @@ def reference_tables(
     density = replace(detectors.density, bandwidth=REFERENCE_BANDWIDTH)
     tables: dict[str, ScoreTable] = {}
     for name, rows in sets.items():
-        lids = [
-            reference_lid(
+        lids = {
+            layer: reference_lid(
                 rows.features[FEATURE_PREFIX + layer],
                 sets["clean"].features[FEATURE_PREFIX + layer],
                 REFERENCE_NEIGHBOURS,
                 batch_size=REFERENCE_BATCH,
             )
-            for layer in POOLED_LAYERS
-        ]
+            for layer in pooled_layers(detectors.mahalanobis)
+        }
         scores = density.score(
             rows.features[FEATURE_PREFIX + detectors.density_layer], rows.features["prediction"]
         )
@@ -139,7 +139,7 @@ def reference_tables(
             "KD": {
                 f"h = {REFERENCE_BANDWIDTH:g}": _layer_scores({detectors.density_layer: scores})
             },
-            "LID": _by_neighbours(torch.stack(lids), REFERENCE_NEIGHBOURS),
+            "LID": _by_neighbours(lids, REFERENCE_NEIGHBOURS),
             "MD": mahalanobis_table(rows, detectors, magnitudes),
         }
     return tables
@@ -219,17 +219,20 @@ def method_scores(
 def _lid(
     rows: ImageRows, detectors: SpaceDetectors, num_neighbours: Sequence[int]
 ) -> dict[str, LayerScores]:
-    scores = [
-        detector.scores(rows[FEATURE_PREFIX + layer], num_neighbours)
-        for layer, detector in detectors.dimensionality.items()
-    ]
-    return _by_neighbours(torch.stack(scores), num_neighbours)
+    found = detectors.dimensionality
+    scores = {
+        layer: found[layer].scores(rows[FEATURE_PREFIX + layer], num_neighbours)
+        for layer in pooled_layers(found)
+    }
+    return _by_neighbours(scores, num_neighbours)
 
 
-def _by_neighbours(scores: Tensor, num_neighbours: Sequence[int]) -> dict[str, LayerScores]:
-    """(layers, N, number of k) to a setting a k."""
+def _by_neighbours(
+    scores: Mapping[str, Tensor], num_neighbours: Sequence[int]
+) -> dict[str, LayerScores]:
+    """By layer (N, number of k) to a setting a k."""
     return {
-        f"k = {k}": _layer_scores(dict(zip(POOLED_LAYERS, scores[:, :, place], strict=True)))
+        f"k = {k}": _layer_scores({layer: of[:, place] for layer, of in scores.items()})
         for place, k in enumerate(num_neighbours)
     }
 

@@ -9,6 +9,7 @@ import numpy as np
 
 from cdvae_ray.config.attack import ThreatModelName
 from cdvae_ray.config.classifier import InputKind
+from cdvae_ray.config.detection import Protocol
 from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.bootstrap import NUM_RESAMPLES, Estimate, bootstrap
 from cdvae_ray.evaluation.detection_metrics import (
@@ -21,7 +22,7 @@ from cdvae_ray.evaluation.detection_metrics import (
     rank_scores,
     tnr_at_95_tpr_reference,
 )
-from cdvae_ray.evaluation.detection_protocol import Detection, Mode, Protocol, Subset
+from cdvae_ray.evaluation.detection_protocol import Detection, Mode, Subset
 
 Contrast = Literal[
     "adversarial against clean and noisy", "adversarial against clean", "noisy against clean"

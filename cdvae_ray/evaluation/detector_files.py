@@ -95,12 +95,12 @@ def read_detector(store: Store, name: str) -> ImageDetector:
         CheckpointError: its networks are not what they say.
     """
     artifact = read_artifact(store, name, kind=DETECTOR_KIND)
-    facts, uri = artifact.facts, f"{store.uri}/{name}"
+    facts, uri = artifact.facts, store.child(name).uri
     try:
         tensors = tensors_from_bytes(artifact.files[_DETECTOR_FILE])
     except SafetensorError as error:
         raise StorageError(
-            f"{uri}/{_DETECTOR_FILE}",
+            store.child(name).location(_DETECTOR_FILE),
             got=str(error),
             expected="a safetensors file",
             remedy="detect again",

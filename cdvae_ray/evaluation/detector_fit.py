@@ -20,7 +20,7 @@ from cdvae_ray.core.detectors.kernel_density import KernelDensity, fit_kernel_de
 from cdvae_ray.core.detectors.local_dimensionality import LocalDimensionality, fit_lid
 from cdvae_ray.core.detectors.mahalanobis import Mahalanobis, fit_mahalanobis
 from cdvae_ray.core.detectors.moments import ClassMoments, class_moments, merge_moments
-from cdvae_ray.core.features import POOLED_LAYERS
+from cdvae_ray.core.features import pooled_layers
 from cdvae_ray.core.random import image_keys, keyed_uniform
 from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.image_computations import FEATURE_PREFIX
@@ -69,7 +69,7 @@ def fit_space(
     """
     chosen = reference_mask(num_images, config.lid_references, seed=seed)
     moments: dict[str, ClassMoments] = {}
-    references: dict[str, list[Tensor]] = {layer: [] for layer in POOLED_LAYERS}
+    references: dict[str, list[Tensor]] = {}
     kept, labels = [], []
     seen = 0
     for rows in shards:
@@ -77,11 +77,11 @@ def fit_space(
             ids = f"ids {int(rows.image_ids[0])} to {int(rows.image_ids[-1])} after {seen} rows"
             raise _other_rows(ids, num_images)
         seen += len(rows)
-        for layer in POOLED_LAYERS:
+        for layer in pooled_layers(rows.columns, prefix=FEATURE_PREFIX):
             features = rows[FEATURE_PREFIX + layer]
             block = class_moments(features, rows["label"], num_classes)
             moments[layer] = merge_moments(moments[layer], block) if layer in moments else block
-            references[layer].append(features[chosen[rows.image_ids]])
+            references.setdefault(layer, []).append(features[chosen[rows.image_ids]])
         kept.append(rows[FEATURE_PREFIX + config.density_layer])
         labels.append(rows["label"])
     if seen != num_images:
@@ -92,7 +92,7 @@ def fit_space(
     return SpaceDetectors(
         space=space,
         num_images=num_images,
-        mahalanobis={layer: fit_mahalanobis(moments[layer]) for layer in POOLED_LAYERS},
+        mahalanobis={layer: fit_mahalanobis(found) for layer, found in moments.items()},
         density_layer=config.density_layer,
         density=fit_kernel_density(features, classes, num_classes, bandwidth=bandwidth.bandwidth),
         bandwidth=bandwidth,

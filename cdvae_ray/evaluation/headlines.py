@@ -27,7 +27,7 @@ from cdvae_ray.evaluation.study_table import (
 
 NO_ATTACK = "none"
 MAIN_ATTACK = "PGD-Linf"
-_MAIN_CONTRAST = "adversarial against clean and noisy"
+MAIN_CONTRAST = "adversarial against clean and noisy"
 
 
 class Headline(NamedTuple):
@@ -101,7 +101,7 @@ def detection_headlines(
     chosen = [
         row
         for row in rows
-        if (row.mode, row.subset, row.contrast) == ("same_attack", "successful", _MAIN_CONTRAST)
+        if (row.mode, row.subset, row.contrast) == ("same_attack", "successful", MAIN_CONTRAST)
         and row.space in ("images", "class_essential")
     ]
     main = _main_of(row.attack for row in chosen)

@@ -50,13 +50,24 @@ def training_table(
             test_images,
             "",
         ),
-        TableRow("KL(q(z|x) || p(z))", metrics["kl_nats"], "nats", test_images, ""),
+        *_latent_rows(metrics, test_images),
         TableRow("accuracy of D(R(x'))", metrics["attacked_accuracy"], "", attacked, attack),
         TableRow("|delta|", metrics["delta_l2"], "L2, pixels", attacked, attack),
         TableRow("|delta_G|", metrics["delta_redundant_l2"], "L2, pixels", attacked, attack),
         TableRow("|delta_R|", metrics["delta_essential_l2"], "L2, pixels", attacked, attack),
     ]
     return rows
+
+
+def _latent_rows(metrics: Mapping[str, float], test_images: int) -> list[TableRow]:
+    if "kl_nats" in metrics:
+        return [TableRow("KL(q(z|x) || p(z))", metrics["kl_nats"], "nats", test_images, "")]
+    return [
+        TableRow(
+            "perplexity of the code book", metrics["codebook_perplexity"], "", test_images, ""
+        ),
+        TableRow("codes used", metrics["codes_used"], "", test_images, ""),
+    ]
 
 
 def defense_table(

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from cdvae_ray.config.classifier import INPUT_KINDS, InputKind
 from cdvae_ray.config.classifier_job import TOP_K
-from cdvae_ray.core.cdvae import CDVAE
+from cdvae_ray.core.cdvae import CDVAE, Latent
 from cdvae_ray.core.classifier import ImageClassifier, classifier_input
 from cdvae_ray.core.threat_models import AttackedModel
+from cdvae_ray.core.vae import Posterior
 from cdvae_ray.evaluation.image_computations import Columns
 from cdvae_ray.training.frozen_cdvae import latent_noise
 
@@ -34,7 +35,7 @@ class DecompositionColumns(nn.Module):
         essential_prediction, essential_prediction_adversarial: (N,), of D(R(x)) and D(R(x')).
         l1, l2, linf: (N, 9), of `PARTS`.
         cosine: (N, 2), of G(x) with G(x') and of R(x) with R(x').
-        latent, latent_adversarial: (N, Z), the posterior means.
+        latent, latent_adversarial: (N, Z), see `latent_vector`.
         features/<part>: (N, d), for `COMPARED`.
 
     Args:
@@ -84,8 +85,8 @@ class DecompositionColumns(nn.Module):
                 "prediction_adversarial": self._answers(attacked, second.logits),
                 "essential_prediction": first.logits.argmax(dim=1),
                 "essential_prediction_adversarial": second.logits.argmax(dim=1),
-                "latent": first.mean,
-                "latent_adversarial": second.mean,
+                "latent": latent_vector(first.latent),
+                "latent_adversarial": latent_vector(second.latent),
             }
             for part in COMPARED:
                 columns[f"features/{part}"] = self.image_features(as_image(parts[part], part))
@@ -114,8 +115,21 @@ class DecompositionColumns(nn.Module):
         return (part - mean) / self.cdvae.pixel_std
 
 
+_PLACES = 8
 _REDUNDANT, _ESSENTIAL = ("G(x)", "G(x')"), ("R(x)", "R(x')")
 _DIFFERENCES = {"delta": ("x", "x'"), "delta_G": _REDUNDANT, "delta_R": _ESSENTIAL}
+
+
+def latent_vector(latent: Latent) -> Tensor:
+    """What of a latent is compared between x and x': the posterior mean, (N, Z).
+
+    Of a VQ-VAE the codes, averaged over a grid of at most 8 x 8 places: at 299 x 299 pixels there
+    are 720,000 numbers an image, which nobody stores.
+    """
+    if isinstance(latent, Posterior):
+        return latent.mean
+    places = min(_PLACES, *latent.quantized.shape[2:])
+    return F.adaptive_avg_pool2d(latent.quantized, places).flatten(1)
 
 
 def as_image(part: Tensor, name: str) -> Tensor:

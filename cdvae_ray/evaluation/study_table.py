@@ -373,8 +373,9 @@ _NOTES: dict[type, str] = {
     "Frechet distance is of images in [0, 1], R(x) around mid-grey; chance: between two halves of "
     "the clean ones. The paper's in parentheses.",
     NormRow: "Mean ± deviation between images. The paper's in parentheses.",
-    LatentRow: "Pearson's r of each latent dimension (posterior means) between x and x', over the "
-    "images. Above chance: at 5 % for all dimensions together (Bonferroni), two-sided.",
+    LatentRow: "Pearson's r of each latent dimension (posterior means; of a VQ-VAE codes averaged "
+    "over a grid of 8 x 8) between x and x', over the images. Above chance: at 5 % for all "
+    "dimensions together (Bonferroni), two-sided.",
     CrossRow: "Accuracy in percent with 95 % intervals, the paper's in parentheses.",
 }
 

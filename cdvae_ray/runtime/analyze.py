@@ -21,7 +21,7 @@ from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
 from cdvae_ray.core.threat_models import THREAT_MODELS, attacked_model
 from cdvae_ray.data.images import ImageSet
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.correlation import LatentCorrelation, latent_correlation
 from cdvae_ray.evaluation.image_features import (
@@ -166,7 +166,7 @@ def _resolve(config: StudyJobConfig, preset: str, say: Say) -> _Job:
         classifiers[kind] = _Classifier(module.eval(), digest)
     features = _image_features(config, cdvae, cdvae_digest, classifiers)
     say(f"data: loading {config.data.source}")
-    images = load_splits(config.data).test
+    images = load_split(config.data, "test")
     say(f"data: {images.name} {len(images):,} images")
     require_fit("the CD-VAE", cdvae.class_names, cdvae.image_size, images)
     for kind, each in classifiers.items():
@@ -416,7 +416,7 @@ def _report(
         config_digest=digest,
         metrics=metrics,
         tables=titled,
-        report=f"{root.uri}/{name}",
+        report=root.location(name),
     )
 
 

@@ -20,7 +20,7 @@ from cdvae_ray.config.serialize import digest_of, to_dict
 from cdvae_ray.core.attacks.probe import is_stochastic
 from cdvae_ray.core.threat_models import AttackedModel, attacked_model
 from cdvae_ray.data.images import ImageSet
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split
 from cdvae_ray.evaluation.attack_picture import attack_picture
 from cdvae_ray.evaluation.attack_report import (
     AttackCounts,
@@ -172,8 +172,7 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
     cluster.require_lasting_storage(config.storage)
     parts = _parts(config, say)
     say(f"data: loading {config.data.source}")
-    splits = load_splits(config.data)
-    images = splits.test if config.split == "test" else splits.train
+    images = load_split(config.data, config.split)
     say(f"data: {images.name} {len(images):,} images")
     job = _plan(config, preset, parts, images)
     for plan in job.plans:
@@ -509,7 +508,7 @@ def _report(job: _Job, writer: Writer) -> AttackOutcome:
         rows=rows,
         checks=checks,
         sets={plan.config.label: plan.store.uri for plan in job.plans},
-        report=f"{job.root.uri}/{name}",
+        report=job.root.location(name),
     )
 
 

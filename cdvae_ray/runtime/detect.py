@@ -574,7 +574,7 @@ def _store_detectors(job: _Job, calibrated: _Calibrated) -> dict[str, str]:
                     },
                 },
             )
-            stored[label] = f"{root.uri}/{name}"
+            stored[label] = root.location(name)
     return stored
 
 
@@ -816,7 +816,7 @@ def _report(
         adaptive=adaptive,
         skipped=skipped,
         detectors=stored,
-        report=f"{root.uri}/{name}",
+        report=root.location(name),
     )
 
 

@@ -20,7 +20,7 @@ from cdvae_ray.core.attacks.probe import is_stochastic
 from cdvae_ray.core.attacks.recolor import recolor_identity
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.data.images import ImageSet
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.attack_report import AttackCounts, Check, StrengthCounts
 from cdvae_ray.evaluation.defense_checklist import (
@@ -158,7 +158,7 @@ def _resolve(config: DefenseJobConfig, preset: str, say: Say) -> _Job:
             remedy="leave it out",
         )
     say(f"data: loading {config.data.source}")
-    images = load_splits(config.data).test
+    images = load_split(config.data, "test")
     say(f"data: {images.name} {len(images):,} images")
     defenses = []
     for name, (location, each) in loaded.items():
@@ -477,7 +477,7 @@ def _report(
         numbers=numbers,
         checks=checks,
         remarks=remarks,
-        report=f"{root.uri}/{name}",
+        report=root.location(name),
     )
 
 

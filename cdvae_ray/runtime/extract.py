@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from cdvae_ray.config.feature_job import FeatureJobConfig, feature_set_identity
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.data.images import ImageSet
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.image_computations import FEATURE_PREFIX, FeatureColumns
 from cdvae_ray.evaluation.image_source import ImageSource, StoredSet
@@ -49,8 +49,7 @@ def extract_features(config: FeatureJobConfig, *, preset: str, say: Say) -> Extr
     cluster.require_lasting_storage(config.storage)
     space = space_of(config)
     say(f"data: loading {config.data.source}")
-    splits = load_splits(config.data)
-    images = splits.test if config.split == "test" else splits.train
+    images = load_split(config.data, config.split)
     say(f"data: {images.name} {len(images):,} images")
     extractor = space.extractor
     require_fit("the network", extractor.class_names, extractor.image_size, images)

@@ -10,7 +10,7 @@ from cdvae_ray.config.finetune_job import (
     finetune_run_name,
 )
 from cdvae_ray.config.serialize import to_dict
-from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import TrainingImages
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.runtime.defense_job import DefenseJob
 from cdvae_ray.runtime.trained_parts import frozen_cdvae, frozen_classifier, require_same_data
@@ -58,7 +58,7 @@ class FinetuneJob(DefenseJob):
         super().__init__("finetune_adversarial", config)
         self._config, self._cdvae, self._classifier = config, cdvae, classifier
 
-    def task(self, train: ImageSet) -> FinetuneTask:
+    def task(self, train: TrainingImages) -> FinetuneTask:
         """Fine-tuning on these images.
 
         Raises:

@@ -6,6 +6,7 @@ stored is found by the digest of all that determines it, so nothing made otherwi
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -42,7 +43,7 @@ from cdvae_ray.runtime.training_job import Say, TrainOutcome
 from cdvae_ray.runtime.tune import tune_objective
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
-from cdvae_ray.tracking import Writer, open_writer, run_links
+from cdvae_ray.tracking import Writer, environment_facts, git_commit, open_writer, run_links
 
 _Outcome = (
     analyze.StudyOutcome
@@ -52,9 +53,12 @@ _Outcome = (
 )
 REPORT_KIND = "reproduction-report"
 PAGE = "report.html"
+TABLES = "tables.json"
+"""Every table of every part, as columns: what `jobs/compare_seeds.py` reads."""
 _TITLES: dict[Part, str] = {
     "study": "What G(x) and R(x) hold",
     "detection": "Detection",
+    "detection-reference": "Detection by the reference protocol",
     "grey-box": "Grey-box defence",
     "white-box": "White-box defence",
     "search": "The search for gamma",
@@ -169,6 +173,7 @@ class _Steps:
         makers: dict[str, Callable[[Step], _Made]] = {
             "study": self._study,
             "detection": self._detection,
+            "detection-reference": self._detection,
             "grey-box": self._grey_box,
             "white-box": self._white_box,
             "search": self._search,
@@ -238,12 +243,18 @@ class _Steps:
         return _reported(step, outcome, f"analyze {config.recipe.study}", headlines)
 
     def _detection(self, step: Step) -> _Made:
-        config = self._config
-        job = config.detection_job(self._at("cdvae"), self._at("classifier"))
-        outcome = detect.detect(job, preset=config.recipe.detection, say=self._say)
-        (result,) = config.results_of("detection")
+        config, preset = self._config, self._config.recipe.detection
+        by_reference = step.kind == "detection-reference"
+        job = config.detection_job(
+            self._at("cdvae"),
+            self._at("classifier"),
+            protocol="reference" if by_reference else "strict",
+        )
+        outcome = detect.detect(job, preset=preset, say=self._say)
+        (result,) = config.results_of("detection-reference" if by_reference else "detection")
         headlines = detection_headlines(outcome.rows, outcome.adaptive, result=result)
-        return _reported(step, outcome, f"detect {config.recipe.detection}", headlines)
+        settings = f"detect {preset}{' --protocol reference' if by_reference else ''}"
+        return _reported(step, outcome, settings, headlines)
 
     def _grey_box(self, step: Step) -> _Made:
         config, classifier = self._config, self._at("classifier")
@@ -358,8 +369,19 @@ def _report(
     reports = {parts[each.step.kind]: each for each in made if each.step.kind in parts}
     own = writer.run_id(timeout_seconds=15)
     links = _Links(config, [own, *(each.run_id for each in made)])
+    files = {part: _files(part, each) for part, each in reports.items()}
     sections = [
-        _section(part, each, results=config.results_of(part), links=links)
+        ReportSection(
+            key=part,
+            title=_TITLES[part],
+            results=config.results_of(part),
+            page=files[part]["report.md"].decode(),
+            pictures={
+                name: content for name, content in files[part].items() if name.endswith(".png")
+            },
+            run=links.to(each.run_id),
+            checks=each.checks or {},
+        )
         for part, each in reports.items()
     ]
     steps = [
@@ -399,10 +421,18 @@ def _report(
         root,
         name,
         kind=REPORT_KIND,
-        files={PAGE: page.encode(), "headlines.json": to_json_bytes(columns)},
+        files={
+            PAGE: page.encode(),
+            "headlines.json": to_json_bytes(columns),
+            TABLES: to_json_bytes({part: _tables(each) for part, each in files.items()}),
+        },
         facts={
             "digest": digest,
             "identity": identity,
+            "preset": preset,
+            "seed": config.seed,
+            "images": to_dict(replace(config.data, path="")),
+            "made_by": environment_facts() | {"commit": git_commit(Path(__file__).parent)},
             "steps": [[str(each.step), each.settings, each.digest] for each in made],
         },
     )
@@ -422,7 +452,7 @@ def _report(
         config_digest=digest,
         metrics=metrics | {_slug(each): each.value for each in headlines},
         headlines=headlines,
-        report=f"{root.uri}/{name}",
+        report=root.location(name),
     )
 
 
@@ -442,25 +472,26 @@ class _Links:
         return ReportLink(text=run_id[:12], address=self._addresses.get(run_id, ""))
 
 
-def _section(part: Part, made: _Made, *, results: Sequence[str], links: _Links) -> ReportSection:
+def _files(part: Part, made: _Made) -> dict[str, bytes]:
+    """What a part's own report stored."""
     root, name = Store.at(made.location).parent()
     kinds = {
         "study": analyze.REPORT_KIND,
         "detection": detect.REPORT_KIND,
+        "detection-reference": detect.REPORT_KIND,
         "grey-box": evaluate_defense.REPORT_KIND,
         "white-box": evaluate_defense.REPORT_KIND,
         "search": search.REPORT_KIND,
     }
-    files = read_artifact(root, name, kind=kinds[part]).files
-    return ReportSection(
-        key=part,
-        title=_TITLES[part],
-        results=results,
-        page=files["report.md"].decode(),
-        pictures={file: content for file, content in files.items() if file.endswith(".png")},
-        run=links.to(made.run_id),
-        checks=made.checks or {},
-    )
+    return read_artifact(root, name, kind=kinds[part]).files
+
+
+def _tables(files: Mapping[str, bytes]) -> dict[str, Any]:
+    return {
+        name.removesuffix(".json"): json.loads(content)
+        for name, content in files.items()
+        if name.endswith(".json")
+    }
 
 
 def _remarks(config: ReproduceConfig) -> list[str]:
@@ -475,6 +506,12 @@ def _remarks(config: ReproduceConfig) -> list[str]:
     limits = [limit for limit in (config.data.train_limit, config.data.test_limit) if limit]
     if limits:
         remarks.append("Only a part of the images was used: the counts stand beside each number.")
+    if "detection-reference" in config.parts:
+        remarks.append(
+            "The reference protocol keeps images by what the attack came to, adds noise of one "
+            "size and compares LID within minibatches: what it gives beyond the strict protocol "
+            "may come of that."
+        )
     if {"grey-box", "white-box", "detection"} & set(config.parts):
         remarks.append(
             "A number holds for its threat model alone. Whoever knows a detector or a defence does "

@@ -17,7 +17,7 @@ from ray.tune.schedulers import ASHAScheduler
 from cdvae_ray.config.search_job import SearchConfig
 from cdvae_ray.config.search_space import SearchSpace
 from cdvae_ray.config.serialize import digest_of, to_dict
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split
 from cdvae_ray.errors import TrainingError
 from cdvae_ray.evaluation.search_picture import parts_by_value, search_picture
 from cdvae_ray.evaluation.search_table import (
@@ -364,7 +364,7 @@ def _report(
         if "cdvae" in trial.artifacts
     }
     if models:
-        images = load_splits(config.data).test.images[:_PICTURES]
+        images = load_split(config.data, "test").images[:_PICTURES]
         pictures["figure-5.png"] = parts_by_value(
             models, images, parameter=space.parameter, caption=caption
         )
@@ -415,5 +415,5 @@ def _report(
         metrics=metrics,
         trials=trials,
         space=space,
-        report=f"{root.uri}/{name}",
+        report=root.location(name),
     )

@@ -18,7 +18,7 @@ from cdvae_ray.config.search_job import (
 from cdvae_ray.config.search_space import SearchSpace
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.config.tracking import TrackingConfig
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.load import load_split, load_splits
 from cdvae_ray.evaluation.detection_table import DetectionRow
 from cdvae_ray.evaluation.image_computations import PredictionColumns
 from cdvae_ray.evaluation.image_source import ImageSource
@@ -142,7 +142,7 @@ class ObjectiveSearch(Search):
     def prepare(self, say: Say) -> None:
         """The adversarial images of the plain classifier, for detection and for defence."""
         config = self._config
-        images = load_splits(config.data).test
+        images = load_split(config.data, "test")
         make_sets(config.transfer_job(), images, preset=self.name, say=say)
         detection = config.detection_job("")
         make_sets(detection.attack_job("classifier"), images, preset=self.name, say=say)
@@ -155,7 +155,7 @@ class ObjectiveSearch(Search):
         redundant = replace(config.redundant_job(cdvae.checkpoint), tracking=tracking)
         classifier = _train(classifier_job(redundant, say=_log.info), config.redundant)
         detection = detect(config.detection_job(cdvae.checkpoint), preset=self.name, say=_log.info)
-        test_images = len(load_splits(config.data).test)
+        test_images = len(load_split(config.data, "test"))
         metrics = {
             "class_essential_accuracy": _counted(
                 cdvae.metrics["class_essential_accuracy"], test_images
@@ -175,7 +175,7 @@ class ObjectiveSearch(Search):
         """Accuracy of D_G(G(.)) on clean images and on those made against the plain classifier."""
         config = self._config
         address = tracking_address(config.tracking, config.storage)
-        images = load_splits(config.data).test
+        images = load_split(config.data, "test")
         (made,) = make_sets(config.transfer_job(), images, preset=self.name, say=_log.info)
         checkpoint = checkpoint_at(cdvae, tracking_uri=address)
         cdvae_digest = model_digest(checkpoint)

@@ -12,7 +12,9 @@ from cdvae_ray.config.train_job import (
     run_name,
     training_identity,
 )
+from cdvae_ray.core.pretrained import read_pretrained
 from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import TrainingImages
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers, evaluate_cdvae_task
 from cdvae_ray.evaluation.picture import decomposition_picture
 from cdvae_ray.evaluation.results import TableRow, training_table
@@ -42,8 +44,9 @@ class CdvaeJob(TrainingJob):
     def __init__(self, config: TrainConfig) -> None:
         super().__init__("train", config)
         self._config = config
+        self._pretrained = read_pretrained(config.pretrained) if config.pretrained else None
 
-    def task(self, train: ImageSet) -> CdvaeTask:
+    def task(self, train: TrainingImages) -> CdvaeTask:
         """G and D on these images."""
         config = self._config
         return CdvaeTask(
@@ -53,11 +56,17 @@ class CdvaeJob(TrainingJob):
             augmentation=config.augmentation,
             image_size=train.image_size,
             class_names=train.class_names,
+            pretrained=self._pretrained,
         )
 
     def identity(self, *, precision: str, train_digest: str) -> dict[str, Any]:
         """All that determines the trained weights."""
-        return training_identity(self._config, precision=precision, train_digest=train_digest)
+        return training_identity(
+            self._config,
+            precision=precision,
+            train_digest=train_digest,
+            pretrained_digest=self._pretrained.digest if self._pretrained else None,
+        )
 
     def evaluation_identity(self, *, training_digest: str, test_digest: str) -> dict[str, Any]:
         """All that determines the numbers after training."""
@@ -76,6 +85,7 @@ class CdvaeJob(TrainingJob):
             "model": to_dict(config.model),
             "objective": to_dict(config.objective),
             "evaluation": to_dict(config.evaluation),
+            "pretrained": self._pretrained.digest if self._pretrained else "",
         }
 
     def checkpoint_settings(self) -> dict[str, Any]:

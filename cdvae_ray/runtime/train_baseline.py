@@ -13,6 +13,7 @@ from cdvae_ray.config.checks import require
 from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.core.random import derive_seed
 from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import TrainingImages
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.runtime.defense_job import DefenseJob
 from cdvae_ray.runtime.trained_parts import frozen_image_classifier, require_same_data
@@ -56,11 +57,12 @@ class BaselineJob(DefenseJob):
         self._recipe = config.chosen.recipe(config.recipe)
         self._validation: ImageSet | None = None
 
-    def training_images(self, train: ImageSet) -> ImageSet:
+    def training_images(self, train: TrainingImages) -> TrainingImages:
         """All of them, but for those that early stopping looks at."""
         count = self._recipe.validation_images
         if count is None:
             return train
+        train = self._in_memory(train, "recipe.validation_images", f"{count} to hold out")
         require(
             count < len(train),
             "recipe.validation_images",
@@ -72,7 +74,7 @@ class BaselineJob(DefenseJob):
         rest, self._validation = train.hold_out(count, seed)
         return rest
 
-    def task(self, train: ImageSet) -> RobustClassifierTask | PurifierTask:
+    def task(self, train: TrainingImages) -> RobustClassifierTask | PurifierTask:
         """The baseline on these images.
 
         Raises:
@@ -99,8 +101,19 @@ class BaselineJob(DefenseJob):
             image_size=train.image_size,
             class_names=train.class_names,
             start=self._classifier,
-            labels=train.labels if name == "sat" else None,
+            labels=self._in_memory(train, "baseline", "sat").labels if name == "sat" else None,
             validation=self._validation,
+        )
+
+    @staticmethod
+    def _in_memory(train: TrainingImages, what: str, got: str) -> ImageSet:
+        if isinstance(train, ImageSet):
+            return train
+        raise ConfigError(
+            what,
+            got=f"{got} with data.streaming",
+            expected="images in memory",
+            remedy="leave out --data.streaming, or choose another baseline",
         )
 
     def identity(self, *, precision: str, train_digest: str) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from cdvae_ray.config.classifier_job import (
     classifier_run_name,
 )
 from cdvae_ray.config.serialize import to_dict
+from cdvae_ray.core.pretrained import read_pretrained
 from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import TrainingImages
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers, evaluate_classifier_task
 from cdvae_ray.evaluation.results import TableRow, classifier_table
 from cdvae_ray.runtime.trained_parts import frozen_cdvae, require_same_data
@@ -59,8 +61,9 @@ class ClassifierJob(TrainingJob):
     def __init__(self, config: ClassifierJobConfig, cdvae: FrozenCdvae | None) -> None:
         super().__init__("train_classifier", config)
         self._config, self._cdvae = config, cdvae
+        self._pretrained = read_pretrained(config.pretrained) if config.pretrained else None
 
-    def task(self, train: ImageSet) -> ClassifierTask:
+    def task(self, train: TrainingImages) -> ClassifierTask:
         """A classifier of these images, behind the CD-VAE if there is one.
 
         Raises:
@@ -77,6 +80,7 @@ class ClassifierJob(TrainingJob):
             augmentation=config.augmentation,
             image_size=train.image_size,
             class_names=train.class_names,
+            pretrained=self._pretrained,
         )
 
     def identity(self, *, precision: str, train_digest: str) -> dict[str, Any]:
@@ -86,6 +90,7 @@ class ClassifierJob(TrainingJob):
             precision=precision,
             train_digest=train_digest,
             cdvae_digest=self._cdvae_digest,
+            pretrained_digest=self._pretrained.digest if self._pretrained else None,
         )
 
     def evaluation_identity(self, *, training_digest: str, test_digest: str) -> dict[str, Any]:
@@ -107,6 +112,7 @@ class ClassifierJob(TrainingJob):
             "cdvae_digest": self._cdvae_digest or "",
             "model": to_dict(config.model),
             "evaluation": to_dict(config.evaluation),
+            "pretrained": self._pretrained.digest if self._pretrained else "",
         }
 
     def checkpoint_settings(self) -> dict[str, Any]:

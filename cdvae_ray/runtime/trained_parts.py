@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cdvae_ray.config.training_job import TrainingJobConfig
 from cdvae_ray.core.defenses import require_image_classifier
-from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import TrainingImages
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.loading import checkpoint_at
 from cdvae_ray.runtime.tracked import tracking_address
@@ -48,7 +48,9 @@ def frozen_image_classifier(location: str, config: TrainingJobConfig) -> FrozenC
     return FrozenClassifier.of(classifier, model_digest(checkpoint))
 
 
-def require_same_data(flag: str, model: FrozenCdvae | FrozenClassifier, train: ImageSet) -> None:
+def require_same_data(
+    flag: str, model: FrozenCdvae | FrozenClassifier, train: TrainingImages
+) -> None:
     """Raises ConfigError unless a trained model is of these images' size and classes.
 
     Args:

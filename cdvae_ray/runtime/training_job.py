@@ -15,16 +15,20 @@ from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from cdvae_ray.config.serialize import digest_of, to_dict
+from cdvae_ray.config.training import ResourcesConfig
 from cdvae_ray.config.training_job import TrainingJobConfig
 from cdvae_ray.data.batches import InMemoryBatches
-from cdvae_ray.data.images import ImageSet, Splits
-from cdvae_ray.data.load import load_splits
+from cdvae_ray.data.images import ImageSet
+from cdvae_ray.data.load import TrainingData, TrainingImages, load_for_training
+from cdvae_ray.data.stream_order import StreamOrder
+from cdvae_ray.data.streamed import StreamedImages
 from cdvae_ray.errors import CdvaeError, CheckpointError, ConfigError, TrainingError
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers
 from cdvae_ray.evaluation.results import TableRow, table_columns
 from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.mailbox import (
     CheckpointSaved,
+    CorruptImages,
     EpochDone,
     EpochProgress,
     Failed,
@@ -72,12 +76,12 @@ class TrainingJob(ABC):
     def __init__(self, name: str, config: TrainingJobConfig) -> None:
         self.name, self.config = name, config
 
-    def training_images(self, train: ImageSet) -> ImageSet:
+    def training_images(self, train: TrainingImages) -> TrainingImages:
         """What is trained on: all training images, unless a job holds some of them out."""
         return train
 
     @abstractmethod
-    def task(self, train: ImageSet) -> Task:
+    def task(self, train: TrainingImages) -> Task:
         """What the workers train.
 
         Raises:
@@ -139,7 +143,7 @@ class _Plan:
     job: TrainingJob
     config: TrainingJobConfig
     preset: str
-    splits: Splits
+    splits: TrainingData
     task: Task
     allocation: cluster.Allocation
     precision: str
@@ -176,12 +180,12 @@ def run_training(
     config = job.config
     cluster.require_lasting_storage(config.storage)
     say(f"data: loading {config.data.source}")
-    loaded = load_splits(config.data)
+    loaded = load_for_training(config.data, say)
     splits = loaded._replace(train=job.training_images(loaded.train))
     say(
         f"data: {splits.train.name} {len(splits.train):,} images, {splits.test.name} "
         f"{len(splits.test):,} images of {splits.train.image_size}x{splits.train.image_size}, "
-        f"{splits.train.num_classes} classes"
+        f"{splits.train.num_classes} classes{', streamed' if config.data.streaming else ''}"
     )
     _check_batch(config, splits)
     task = job.task(splits.train)
@@ -206,27 +210,42 @@ def run_training(
     return _train_tracked(plan, say, on_epoch)
 
 
-def _check_batch(config: TrainingJobConfig, splits: Splits) -> None:
+def _check_batch(config: TrainingJobConfig, splits: TrainingData) -> None:
     """Raises what the workers' batches would raise, before a cluster is asked for anything."""
-    InMemoryBatches(
-        splits.train,
-        global_batch_size=config.training.global_batch_size,
-        seed=config.training.seed,
-        rank=0,
-        world_size=config.resources.num_workers,
-    )
+    known = {
+        "global_batch_size": config.training.global_batch_size,
+        "seed": config.training.seed,
+        "rank": 0,
+    }
+    for workers in config.resources.worker_counts:
+        if isinstance(splits.train, StreamedImages):
+            rows = [group.rows for group in splits.train.groups]
+            StreamOrder(rows, lanes=config.data.lanes, world_size=workers, **known)
+        else:
+            InMemoryBatches(splits.train, world_size=workers, **known)
 
 
-def _plan(job: TrainingJob, preset: str, splits: Splits, task: Task, say: Say) -> _Plan:
+def _train_digest(config: TrainingJobConfig, train: TrainingImages) -> str:
+    """What stands for the training images in a run's identity: of streamed ones also the order."""
+    if isinstance(train, StreamedImages):
+        return digest_of({"streamed_images": train.digest, "lanes": config.data.lanes})
+    return train.digest
+
+
+def _plan(job: TrainingJob, preset: str, splits: TrainingData, task: Task, say: Say) -> _Plan:
     config = job.config
-    allocation = cluster.allocate(config.resources, say=say)
+    beside = config.resources.loader_cpus if config.data.streaming else 0
+    counts = config.resources.worker_counts
+    allocation = cluster.allocate(config.resources, say=say, cpus_beside=beside, fewest=counts[0])
     precision = _precision(config, allocation)
     device = "GPU" if allocation.use_gpu else "CPU"
+    fewest = f"{counts[0]} to " if len(counts) > 1 else ""
     say(
-        f"workers: {config.resources.num_workers} x {allocation.cpus_per_worker} "
+        f"workers: {fewest}{counts[-1]} x {allocation.cpus_per_worker} "
         f"{'thread' if allocation.cpus_per_worker == 1 else 'threads'} on {device}, {precision}"
     )
-    identity = job.identity(precision=precision, train_digest=splits.train.digest)
+    train_digest = _train_digest(config, splits.train)
+    identity = job.identity(precision=precision, train_digest=train_digest)
     digest = digest_of(identity)
     evaluated = job.evaluation_identity(training_digest=digest, test_digest=splits.test.digest)
     return _Plan(
@@ -371,6 +390,8 @@ def _fit(
                     _track_checkpoint(writer, plan, saved, report.metrics)
             case Resumed(epochs_done):
                 lines.resumed(epochs_done)
+            case CorruptImages(names):
+                lines.corrupt(names)
             case Failed():
                 failures.append(message)
 
@@ -378,8 +399,12 @@ def _fit(
         # Once through the object store: a task may hold the weights of a frozen model.
         task=ray.put(plan.task),
         evaluate=plan.job.evaluate(),
-        train_images=share_images(plan.splits.train),
+        train_images=plan.splits.train
+        if isinstance(plan.splits.train, StreamedImages)
+        else share_images(plan.splits.train),
         test_images=share_images(plan.splits.test),
+        lanes=config.data.lanes,
+        loader_cpus=config.resources.loader_cpus,
         filesystem=run.filesystem,
         run_root=run.root,
         run_uri=run.uri,
@@ -394,7 +419,7 @@ def _fit(
         functools.partial(train_worker, job),
         torch_config=TorchConfig(backend="nccl" if plan.allocation.use_gpu else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.resources.num_workers,
+            num_workers=_num_workers(config.resources),
             use_gpu=plan.allocation.use_gpu,
             resources_per_worker={
                 "CPU": plan.allocation.cpus_per_worker,
@@ -437,6 +462,13 @@ def _fit(
     numbers: FinalNumbers = result.return_value
     numbers.metrics["images_per_second"] = _images_per_second(plan, reports)
     return numbers
+
+
+def _num_workers(resources: ResourcesConfig) -> int | tuple[int, int]:
+    """As Ray Train takes it: a range makes it elastic."""
+    if resources.min_workers is None:
+        return resources.num_workers
+    return resources.min_workers, resources.num_workers
 
 
 def _images_per_second(plan: _Plan, reports: list[EpochReport]) -> float:
@@ -488,7 +520,7 @@ def _outcome(plan: _Plan, numbers: FinalNumbers, *, run_id: str | None) -> Train
     checkpoint = checkpoint_name(plan.config.training.epochs)
     return TrainOutcome(
         run_id=run_id,
-        checkpoint=f"{plan.run.uri}/{checkpoint}",
+        checkpoint=plan.run.location(checkpoint),
         config_digest=plan.digest,
         metrics=numbers.metrics,
         table=plan.job.table(numbers, plan.splits.test),

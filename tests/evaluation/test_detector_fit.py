@@ -14,6 +14,8 @@ from torch import Tensor
 from cdvae_ray.config.detection import DetectorsConfig
 from cdvae_ray.core.detectors.bandwidth import choose_bandwidth
 from cdvae_ray.core.detectors.local_dimensionality import fit_lid
+from cdvae_ray.core.detectors.mahalanobis import fit_mahalanobis
+from cdvae_ray.core.detectors.moments import class_moments
 from cdvae_ray.core.features import POOLED_LAYERS
 from cdvae_ray.errors import CdvaeError, ConfigError, DataError
 from cdvae_ray.evaluation.detector_fit import SpaceDetectors, fit_space, reference_mask
@@ -38,6 +40,13 @@ def feature_rows(count: int, *, seed: int = 0, shift: float = 0.0) -> ImageRows:
     ids = torch.arange(count)
     prediction = torch.where(ids % 20 == 19, (labels + 1) % NUM_CLASSES, labels)
     return ImageRows(ids, {"label": labels, "prediction": prediction, **columns})
+
+
+def with_fifth_layer(rows: ImageRows, seed: int) -> ImageRows:
+    """A ResNet's rows."""
+    features, _ = gaussian_classes(len(rows), 10, seed=seed)
+    columns = {**rows.columns, "features/layer4": features.float()}
+    return ImageRows(rows.image_ids, columns)
 
 
 def in_shards(rows: ImageRows, sizes: Sequence[int]) -> list[ImageRows]:
@@ -164,6 +173,28 @@ def test_dimensionality_is_that_of_the_references() -> None:
         asked = queries[f"features/{layer}"]
         found = fitted.dimensionality[layer].scores(asked, (20, 10))
         assert torch.equal(found, alone.scores(asked, (20, 10)))
+
+
+def test_a_resnets_fifth_layer_has_detectors_of_its_own() -> None:
+    rows = with_fifth_layer(feature_rows(600), seed=0)
+    queries = with_fifth_layer(feature_rows(50, seed=1), seed=1)
+    whole, parted = fit([rows]), fit(in_shards(rows, UNEVEN))
+    four = fit([feature_rows(600)])
+    layers = [*POOLED_LAYERS, "layer4"]
+    assert list(whole.mahalanobis) == list(whole.dimensionality) == layers
+    assert list(four.mahalanobis) == list(four.dimensionality) == layers[:-1]
+    features, asked = rows["features/layer4"], queries["features/layer4"]
+    alone = fit_mahalanobis(class_moments(features, rows["label"], NUM_CLASSES))
+    ids = reference_mask(600, 200, seed=0).nonzero().flatten()
+    nearest = fit_lid(features[ids], ids)
+    for fitted in (whole, parted):
+        found = fitted.mahalanobis["layer4"].score(asked)
+        torch.testing.assert_close(found, alone.score(asked), rtol=1e-9, atol=0)
+        found = fitted.dimensionality["layer4"].scores(asked, (20, 10))
+        torch.testing.assert_close(found, nearest.scores(asked, (20, 10)), rtol=1e-12, atol=0)
+    # The others are what they are without it.
+    for name, scores in all_scores(whole, queries).items():
+        assert torch.equal(scores, all_scores(four, queries)[name]), name
 
 
 def test_columns_that_no_detector_looks_at_may_be_missing() -> None:

@@ -6,19 +6,25 @@ import pytest
 import torch
 from PIL import Image
 
+from cdvae_ray.config.data import AugmentationConfig
 from cdvae_ray.config.model import ModelConfig
-from cdvae_ray.config.training import EvaluationConfig
+from cdvae_ray.config.objective import ObjectiveConfig
+from cdvae_ray.config.training import EvaluationConfig, TrainingConfig
 from cdvae_ray.core.cdvae import build_cdvae
 from cdvae_ray.data.batches import evaluation_batches
 from cdvae_ray.data.images import ImageSet
+from cdvae_ray.evaluation.after_training import evaluate_cdvae_task
 from cdvae_ray.evaluation.decomposition import (
     ATTACK_SUMS,
-    CLEAN_SUMS,
+    clean_sums,
+    count_codes,
     evaluate_clean,
     look_at_perturbations,
 )
 from cdvae_ray.evaluation.picture import decomposition_picture
 from cdvae_ray.evaluation.results import table_columns, table_text, training_table
+from cdvae_ray.training.cdvae_task import CdvaeTask
+from cdvae_ray.training.state import TrainState
 
 CPU = torch.device("cpu")
 
@@ -27,6 +33,20 @@ CPU = torch.device("cpu")
 def model():
     config = ModelConfig(vae_width=4, latent_size=8, classifier_depth=10, classifier_widen_factor=1)
     return build_cdvae(config, image_size=16, class_names=("a", "b", "c"), seed=0).eval()
+
+
+VQ = ModelConfig(
+    generator="vq_vae",
+    vae_width=4,
+    codebook_size=13,
+    classifier_depth=10,
+    classifier_widen_factor=1,
+)
+
+
+@pytest.fixture(scope="module")
+def vq_model():
+    return build_cdvae(VQ, image_size=16, class_names=("a", "b", "c"), seed=0).eval()
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +71,7 @@ def test_clean_numbers_equal_plain_sums_for_any_sharding(model, images):
         essential = parts.class_essential / model.pixel_std
     correct = (parts.logits.argmax(1) == images.labels).sum().item()
     ratio = essential.flatten(1).norm(dim=1) / normalized.flatten(1).norm(dim=1)
-    kl = 0.5 * (parts.mean**2 + parts.log_var.exp() - parts.log_var - 1).sum(1)
+    kl = 0.5 * (parts.latent.mean**2 + parts.latent.log_var.exp() - parts.latent.log_var - 1).sum(1)
     expected = {
         "class_essential_accuracy": correct,
         "reconstruction_accuracy": (1 - ratio).sum().item(),
@@ -60,7 +80,7 @@ def test_clean_numbers_equal_plain_sums_for_any_sharding(model, images):
     for batch_size, ranks in ((23, 1), (5, 3), (1, 2)):
         tallies = [evaluate_clean(model, s, CPU) for s in shards(images, batch_size, ranks)]
         assert sum(tally.count for tally in tallies) == 23
-        for name in CLEAN_SUMS:
+        for name in clean_sums(model):
             total = sum(tally.sums()[name] for tally in tallies)
             assert total == pytest.approx(expected[name], rel=1e-4), name
 
@@ -90,8 +110,8 @@ def test_the_picture_is_a_png_with_a_column_an_image(model, images):
     assert sizes[1][0] > 2 * sizes[0][0]
 
 
-def test_every_attacked_number_in_the_table_names_its_threat_model():
-    metrics = dict.fromkeys((*CLEAN_SUMS, *ATTACK_SUMS), 0.5)
+def test_every_attacked_number_in_the_table_names_its_threat_model(model):
+    metrics = dict.fromkeys((*clean_sums(model), *ATTACK_SUMS), 0.5)
     rows = training_table(metrics, EvaluationConfig(), test_images=360, attacked=256)
     attacked = [row for row in rows if row.images == 256]
     assert len(attacked) == 4
@@ -100,3 +120,75 @@ def test_every_attacked_number_in_the_table_names_its_threat_model():
     assert text.count("[1]") == 5
     assert "n = 360" in text
     assert table_columns(rows)["value"] == [0.5] * 7
+
+
+# --- a VQ-VAE -----------------------------------------------------------------------------------
+
+
+def code_uses(model, images):
+    """How often each code is used, by hand."""
+    with torch.no_grad():
+        codes = model.decompose(images.images.float() / 255).latent.codes
+    return torch.tensor([(codes == code).sum().item() for code in range(13)])
+
+
+def test_codes_are_counted_for_any_sharding(vq_model, images):
+    expected = code_uses(vq_model, images)
+    assert 1 < (expected > 0).sum() < expected.sum() == 23 * 16
+    for batch_size, ranks in ((23, 1), (5, 3), (1, 2)):
+        counts = [
+            count_codes(vq_model, vq_model.generator, shard, CPU)
+            for shard in shards(images, batch_size, ranks)
+        ]
+        assert sum(counts).tolist() == expected.tolist()
+        assert counts[0].dtype == torch.float64
+    nothing = count_codes(vq_model, vq_model.generator, [], CPU)
+    assert nothing.tolist() == [0] * 13
+
+
+def test_clean_numbers_of_a_vq_vae_have_no_divergence(vq_model, images):
+    with torch.no_grad():
+        floats = images.images.float() / 255
+        parts = vq_model.decompose(floats)
+        normalized = (floats - vq_model.pixel_mean) / vq_model.pixel_std
+        essential = parts.class_essential / vq_model.pixel_std
+    ratio = essential.flatten(1).norm(dim=1) / normalized.flatten(1).norm(dim=1)
+    (shard,) = shards(images, 5, 1)
+    tally = evaluate_clean(vq_model, shard, CPU)
+    assert tuple(tally.sums()) == clean_sums(vq_model)
+    assert tally.sums() == pytest.approx(
+        {
+            "class_essential_accuracy": (parts.logits.argmax(1) == images.labels).sum().item(),
+            "reconstruction_accuracy": (1 - ratio).sum().item(),
+        },
+        rel=1e-4,
+    )
+
+
+def test_final_numbers_of_a_vq_vae_have_its_codes_in_the_place_of_the_divergence(images):
+    task = CdvaeTask(
+        model=VQ,
+        objective=ObjectiveConfig(),
+        training=TrainingConfig(),
+        augmentation=AugmentationConfig(),
+        image_size=16,
+        class_names=("a", "b", "c"),
+    )
+    config = EvaluationConfig(batch_size=10, attack_images=6, attack_num_steps=2)
+    numbers = evaluate_cdvae_task(TrainState(task, CPU), images, config)
+    assert (numbers.test_images, numbers.attacked_images) == (23, 6)
+    model = task.build_model().eval()
+    assert set(numbers.metrics) == {
+        *clean_sums(model),
+        *ATTACK_SUMS,
+        *("codebook_perplexity", "codes_used"),
+    }
+    uses = code_uses(model, images)
+    entropy = torch.distributions.Categorical(probs=uses.double()).entropy()
+    assert numbers.metrics["codebook_perplexity"] == pytest.approx(entropy.exp().item())
+    assert numbers.metrics["codes_used"] == (uses > 0).sum()
+    rows = training_table(numbers.metrics, config, test_images=23, attacked=6)
+    values = {row.quantity: (row.value, row.images) for row in rows}
+    assert values["perplexity of the code book"] == (numbers.metrics["codebook_perplexity"], 23)
+    assert values["codes used"] == (numbers.metrics["codes_used"], 23)
+    assert len(rows) == 8 and not any(quantity.startswith("KL") for quantity in values)

@@ -11,6 +11,7 @@ from torch import nn
 from cdvae_ray.config.classifier import INPUT_KINDS
 from cdvae_ray.core.random import image_keys, keyed_normal
 from cdvae_ray.core.threat_models import attacked_model
+from cdvae_ray.core.vq_vae import Quantized
 from cdvae_ray.data.batches import evaluation_batches
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.evaluation.classification import evaluate_classifier
@@ -21,6 +22,7 @@ from cdvae_ray.evaluation.study_columns import (
     CrossColumns,
     DecompositionColumns,
     as_image,
+    latent_vector,
     norms,
 )
 from tests.evaluation.small_networks import CLASSES, image_pairs, small_cdvae, small_classifier
@@ -150,7 +152,7 @@ def test_answers_and_latents_are_those_of_the_networks(cdvaes, attacked, pairs):
             split, answers = cdvae.decompose(shown), attacked(shown).argmax(dim=1)
         assert torch.equal(columns[f"prediction{suffix}"], answers)
         assert torch.equal(columns[f"essential_prediction{suffix}"], split.logits.argmax(dim=1))
-        torch.testing.assert_close(columns[f"latent{suffix}"], split.mean)
+        torch.testing.assert_close(columns[f"latent{suffix}"], split.latent.mean)
     answers = {
         tuple(columns[name].tolist()) for name in columns if "prediction" in name or name == "label"
     }
@@ -225,7 +227,20 @@ def test_a_sampling_cdvae_decodes_noise_keyed_by_ids(cdvaes, attacked, pairs):
             place = PARTS.index(part)
             torch.testing.assert_close(columns[name][:, place], found[:, 0], rtol=1e-9, atol=0)
     # The means, not the samples.
-    assert torch.equal(columns["latent"], output.mean)
+    assert torch.equal(columns["latent"], output.latent.mean)
+
+
+def test_codes_are_compared_as_means_over_a_coarse_grid():
+    encoded = torch.zeros(2, 3, 18, 18)
+    quantized = torch.rand(2, 3, 18, 18)
+    fine = Quantized(encoded, quantized, torch.zeros(2, 18, 18, dtype=torch.int64))
+    found = latent_vector(fine)
+    assert found.shape == (2, 3 * 64)
+    torch.testing.assert_close(
+        found.view(2, 3, 8, 8)[..., 0, 0], quantized[..., :3, :3].mean(dim=(2, 3))
+    )
+    coarse = Quantized(*(each[..., :4, :4] for each in fine))
+    assert torch.equal(latent_vector(coarse), coarse.quantized.flatten(1))
 
 
 @pytest.mark.parametrize("latent", ["mean", "sample"])
