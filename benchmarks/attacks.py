@@ -14,7 +14,6 @@ import copy
 import functools
 import importlib
 import os
-import sys
 import time
 import warnings
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 import torchattacks  # type: ignore[import-untyped]
+from allocator import keep_freed_memory
 from art.attacks.evasion import (  # type: ignore[import-untyped]
     CarliniL2Method,
     FastGradientMethod,
@@ -34,7 +34,6 @@ from torch import Tensor, nn
 
 from cdvae_ray import attacks
 from cdvae_ray.core.wide_resnet import WideResNet
-from cdvae_ray.runtime.cluster import CPU_WORKER_ENVIRONMENT
 
 with warnings.catch_warnings():
     # foolbox 3.3.4 imports from a namespace that SciPy has renamed.
@@ -87,13 +86,6 @@ def main() -> None:
         results[name] = compare(name, model, arguments.batch, arguments.rounds)
     path = write_record("attacks", results)
     print(f"record: {path.relative_to(ROOT)}")
-
-
-def keep_freed_memory() -> None:
-    """Starts again with a worker's allocator settings: page faults would drown what is compared."""
-    if any(os.environ.get(name) != value for name, value in CPU_WORKER_ENVIRONMENT.items()):
-        os.environ.update(CPU_WORKER_ENVIRONMENT)
-        os.execv(sys.executable, [sys.executable, *sys.argv])
 
 
 def compare(
