@@ -35,7 +35,7 @@ def _shorter(name: str, epochs: int) -> TrainingConfig:
 
 
 _small = _like("cifar10-small", _shorter("cifar10-small", 4))
-_tiny = _like("cifar10-tiny", _shorter("cifar10-tiny", 4))
+_tiny = _like("cifar10-tiny", _shorter("cifar10-tiny", 3))
 
 BASELINE_PRESETS: dict[str, Preset[BaselineJobConfig]] = {
     "quickstart": Preset(
@@ -58,7 +58,7 @@ BASELINE_PRESETS: dict[str, Preset[BaselineJobConfig]] = {
         ),
     ),
     "cifar10-tiny": Preset(
-        "5,000 images of CIFAR-10, WRN-10-1, 4 epochs, for a CPU: start from a trained classifier",
+        "5,000 images of CIFAR-10, WRN-10-1, 3 epochs, for a CPU: start from a trained classifier",
         replace(
             _tiny,
             data=replace(_tiny.data, train_limit=SMALL_IMAGES // 2),

@@ -65,8 +65,8 @@ CLASSIFIER_PRESETS: dict[str, Preset[ClassifierJobConfig]] = {
         _like(_small, training=_cosine(_small.training, 10)),
     ),
     "cifar10-tiny": Preset(
-        "10,000 images of CIFAR-10, WRN-10-1, 8 epochs, for a CPU",
-        _like(_tiny, training=_cosine(_tiny.training, 8)),
+        "10,000 images of CIFAR-10, WRN-10-1, 6 epochs, for a CPU",
+        _like(_tiny, training=_cosine(_tiny.training, 6)),
     ),
     # The paper does not say how its plain classifiers were trained.
     "cifar10": Preset(

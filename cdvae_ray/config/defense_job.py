@@ -353,19 +353,19 @@ DEFENSE_PRESETS: dict[str, Preset[DefenseJobConfig]] = {
         ),
     ),
     "grey-box-tiny": Preset(
-        "Table 6 for several seeds on a CPU: 300 images of CIFAR-10",
+        "Table 6 for several seeds on a CPU: 200 images of CIFAR-10",
         DefenseJobConfig(
             table="grey-box",
             paper="cifar10",
-            data=replace(_SMALL, test_limit=300),
+            data=replace(_SMALL, test_limit=200),
             evidence=EvidenceConfig(images=20),
         ),
     ),
     "white-box-tiny": Preset(
-        "Table 7 for several seeds on a CPU: 100 images of CIFAR-10",
+        "Table 7 for several seeds on a CPU: 64 images of CIFAR-10",
         DefenseJobConfig(
             paper="cifar10",
-            data=replace(_SMALL, test_limit=100),
+            data=replace(_SMALL, test_limit=64),
             evidence=EvidenceConfig(images=20),
         ),
     ),

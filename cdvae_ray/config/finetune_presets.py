@@ -60,7 +60,7 @@ FINETUNE_PRESETS: dict[str, Preset[FinetuneJobConfig]] = {
         replace(_of_baselines("cifar10-small"), attack=InnerAttackConfig(num_steps=SMALL_STEPS)),
     ),
     "cifar10-tiny": Preset(
-        "5,000 images of CIFAR-10, networks of half the width, 4 epochs, for a CPU",
+        "5,000 images of CIFAR-10, networks of half the width, 3 epochs, for a CPU",
         replace(_of_baselines("cifar10-tiny"), attack=InnerAttackConfig(num_steps=SMALL_STEPS)),
     ),
     "restricted-tiny": Preset(

@@ -114,7 +114,7 @@ _tiny = replace(
     _small,
     data=replace(_small.data, train_limit=10_000, test_limit=2000),
     model=replace(_small.model, vae_width=16, latent_size=128, classifier_widen_factor=1),
-    training=replace(_small.training, epochs=8, cosine_period_epochs=8),
+    training=replace(_small.training, epochs=6, cosine_period_epochs=6),
     evaluation=EvaluationConfig(),
 )
 
