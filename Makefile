@@ -6,7 +6,7 @@ BIN := .venv/bin
 ARGS ?=
 MLFLOW_PORT ?= 5000
 
-.PHONY: train attack detect defend study reproduce test faults browser infra ui bench lint types contracts pytest check audit clean help
+.PHONY: train attack detect defend study reproduce test cluster faults browser infra ui bench lint types contracts pytest check audit clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -73,14 +73,17 @@ check: lint types contracts audit  ## all that looks at code and pins without ru
 audit: .venv/installed-dev  ## ask for known vulnerabilities of the pinned packages (online)
 	@$(BIN)/python infra/audit.py
 
-# Two at a time with a thread each, then those that start a Ray cluster. With PYTEST_ARGS one of
+# Two at a time with a thread each, then the main job on a Ray cluster. With PYTEST_ARGS one of
 # the two may have nothing to run (code 5).
 NONE_IS_FINE = || { [ $$? -eq 5 ] && [ -n '$(PYTEST_ARGS)' ]; }
 
 pytest: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 \
 	  -m "not faults and not browser and not cluster" $(PYTEST_ARGS) $(NONE_IS_FINE)
-	$(BIN)/pytest -m "cluster and not faults and not browser" $(PYTEST_ARGS) $(NONE_IS_FINE)
+	$(BIN)/pytest -m "cluster and not jobs and not faults and not browser" $(PYTEST_ARGS) $(NONE_IS_FINE)
+
+cluster: .venv/installed-dev  ## run every job on a real Ray cluster (half an hour)
+	$(BIN)/pytest -m "cluster and not faults" $(PYTEST_ARGS)
 
 faults: .venv/installed-dev  ## kill workers, actors and drivers of running jobs (minutes)
 	$(BIN)/pytest -m faults $(PYTEST_ARGS)

@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from paper_scale_parts.prepared import prepare
-from paper_scale_parts.run import STAGES, Arguments, run
+from paper_scale_parts.run import PROFILE, STAGES, Arguments, run
 from paper_scale_parts.scale_preset import SCALE_PRESETS
 from paper_scale_parts.tables import TABLES
 
@@ -90,7 +90,11 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--device", choices=("auto", "cuda", "cpu"), default="auto")
     parser.add_argument(
-        "--stages", nargs="+", choices=STAGES, default=list(STAGES), help="in this order (all)"
+        "--stages",
+        nargs="+",
+        choices=(*STAGES, PROFILE),
+        default=list(STAGES),
+        help=f"in this order (all but {PROFILE})",
     )
     parser.add_argument("--tables", nargs="+", choices=TABLES, help="rows of these alone (all)")
     parser.add_argument("--gamma", type=float, help="another weight of the classification")

@@ -21,6 +21,7 @@ from .models import INPUT_OF, frozen_cdvae, load_models
 from .picture import write_decompositions
 from .plan import make_plan, scheduled
 from .prepared import INDEX, load_source, read_prepared, source_of
+from .profile import profile_steps
 from .progress import Say, teller
 from .scale_preset import NEEDED, TRAINED, ScalePreset, scale_preset
 from .speed import cdvae_task, measure_speed
@@ -33,6 +34,8 @@ _LAST = TRAINED[-1]
 _FIRST = ("cdvae", "classifier-x")
 """What is not trained behind a CD-VAE."""
 STAGES = ("speed", *NEEDED, "tables", _LAST)
+PROFILE = "profile"
+"""A stage that is done only where it is asked for."""
 SYNTHETIC = "synthetic"
 
 
@@ -96,7 +99,9 @@ class _Call:
         wanted = self._arguments.stages
         if "speed" in wanted:
             self._speed()
-        if set(wanted) == {"speed"}:
+        if PROFILE in wanted:
+            self._profile()
+        if set(wanted) <= {"speed", PROFILE}:
             return
         plan = self._plan()
         for name in NEEDED:
@@ -147,6 +152,18 @@ class _Call:
         started = time.perf_counter()
         found = measure_speed(self._preset, self._splits.train, self.device, self._say)
         stage.note(seconds=time.perf_counter() - started, finished=True, **found)
+
+    def _profile(self) -> None:
+        settings = {
+            "model": to_dict(self._preset.model),
+            "batch": self._preset.training.global_batch_size,
+            "device": self.device.type,
+        }
+        stage = self._stages[PROFILE] = Stage(self._root, PROFILE, settings)
+        if not stage.finished:
+            self._clock.begin(0.0)
+            found = profile_steps(self._preset, self._splits.train, self.device, self._say)
+            stage.note(finished=True, forms=found)
 
     def _plan(self) -> dict[str, Any]:
         preset, given = self._preset, self._arguments.plan_seconds

@@ -49,9 +49,9 @@ class ScalePreset:
     """KD, LID, MD."""
     study_images: int = 2000
     """Test images of Tables 1 and 2, the first ones (fewer if there are fewer)."""
-    detection_images: int = 2000
+    detection_images: int = 1000
     """Of Table 4."""
-    defense_images: int = 1000
+    defense_images: int = 500
     """Of Table 6."""
     batch_size: int = 500
     """Images a pass of an attack or an evaluation."""

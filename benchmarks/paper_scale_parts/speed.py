@@ -59,11 +59,11 @@ def measure_speed(
     peak = peak_tflops(preset.matmul_size, device)
     if peak is not None:
         say(f"speed: bfloat16 products reach {peak:.0f} TFLOP/s")
-    states: dict[str, _Measured] = {}
+    states: dict[str, Measured] = {}
     failed: dict[str, str] = {}
     for name, form in forms(preset.training, device).items():
         try:
-            states[name] = _Measured(preset, form, images, device)
+            states[name] = Measured(preset, form, images, device)
         except Exception as error:
             if not form.training.compile:
                 raise
@@ -118,7 +118,7 @@ def peak_tflops(size: int, device: torch.device, *, repeats: int = 20) -> float 
     return 2 * size**3 / statistics.median(seconds) / 1e12
 
 
-class _Measured:
+class Measured:
     """One form, warmed up."""
 
     def __init__(
@@ -133,14 +133,14 @@ class _Measured:
         )
         self.rates: list[float] = []
         started = time.perf_counter()
-        self._steps(_WARM_UP_STEPS)
+        self.steps(_WARM_UP_STEPS)
         self.warm_up_seconds = time.perf_counter() - started
 
     def round(self, steps: int) -> float:
         """Images/s of some steps, which are kept."""
         wait_for(self._device)
         started = time.perf_counter()
-        self._steps(steps)
+        self.steps(steps)
         self.rates.append(steps * self._batch / (time.perf_counter() - started))
         return self.rates[-1]
 
@@ -156,7 +156,8 @@ class _Measured:
             (output.logits.sum() + output.reconstruction.sum()).backward()
         return float(counter.get_total_flops()) / _COUNTED_IMAGES
 
-    def _steps(self, count: int) -> None:
+    def steps(self, count: int) -> None:
+        """Some steps, waited for."""
         done = 0
         with products(self._form.products):
             while True:

@@ -17,6 +17,8 @@ from cdvae_ray.storage.store import Store
 from .conftest import summary
 from .untrained_models import untrained
 
+pytestmark = pytest.mark.jobs
+
 IMAGES = ("--data.train-limit", "256", "--data.test-limit", "100")
 STUDY = (
     *("smoke", "--checkpoint", "cdvae", "--classifier", "classifier", *IMAGES),

@@ -16,6 +16,8 @@ from cdvae_ray.storage.store import Store
 
 from .conftest import ROOT, kill, run_folder, summary, wait_for
 
+pytestmark = pytest.mark.jobs
+
 # Sets of the last iterate: every image takes all the steps, so that there is time to kill.
 STEADY = [
     *("detection", "--attacks", "PGD-Linf", "--num-steps", "100"),
@@ -43,7 +45,7 @@ class Attacks:
             env=self.cluster.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
 
     def start(self, folder, *arguments):
@@ -155,7 +157,7 @@ def test_a_killed_actor_costs_its_shard_and_changes_nothing(attacks, undisturbed
     wait_for(lambda: len(stored_shards(tmp_path)) >= 2, "two shards")
     victim = wait_for(attacks.actors, "an actor")[0]
     kill(victim)
-    output, _ = job.communicate(timeout=240)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     ours = stored(tmp_path)
     assert ours.rows.image_ids.tolist() == list(range(100))

@@ -14,6 +14,8 @@ from cdvae_ray.data.load import load_splits
 from .conftest import kill, summary, wait_for
 from .untrained_models import untrained
 
+pytestmark = pytest.mark.jobs
+
 FINETUNE = [
     *("smoke", "--cdvae", "cdvae", "--classifier", "classifier"),
     *("--training.epochs", "4", "--training.global-batch-size", "32"),
@@ -77,7 +79,7 @@ def test_a_killed_worker_changes_no_finetuned_weight(cluster, finetuned, digits,
     run = run_of(tmp_path)
     wait_for(lambda: (run / "epoch-0001").exists(), "first checkpoint")
     kill(wait_for(cluster.train_workers, "worker")[0])
-    output, _ = job.communicate(timeout=240)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     assert "resuming after epoch" in output
     first, second = weights(tmp_path), weights(finetuned[0])

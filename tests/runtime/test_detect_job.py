@@ -18,7 +18,7 @@ from cdvae_ray.storage.store import Store
 from .conftest import kill, summary, wait_for
 
 # The first test trains the models of all: minutes beside other work.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.jobs
 IMAGES = ("--data.train-limit", "600", "--data.test-limit", "300")
 QUIET = ("--tracking.no-enabled",)
 SHARDED = ("--pool.cpus-per-worker", "1", "--pool.shard-size", "20", "--pool.batch-size", "20")
@@ -65,7 +65,7 @@ class Models:
             env=self.cluster.environment,
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=600,
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
@@ -235,7 +235,7 @@ def test_a_killed_actor_costs_its_shard_and_changes_nothing(models, undisturbed,
     job = models.start_extraction(tmp_path, "--pool.num-workers", "2")
     wait_for(lambda: len(stored_shards(tmp_path)) >= 2, "two shards")
     kill(wait_for(models.actors, "an actor")[0])
-    output, _ = job.communicate(timeout=240)
+    output, _ = job.communicate(timeout=600)
     assert job.returncode == 0, output
     assert content(feature_store(tmp_path)) == content(undisturbed)
     assert len(stored_shards(tmp_path)) == 30

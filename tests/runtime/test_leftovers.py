@@ -19,7 +19,7 @@ def job(cluster):
             env=cluster.environment | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
         assert done.returncode == (how == "killed"), done.stderr
         return done.stdout.strip()
@@ -30,7 +30,7 @@ def job(cluster):
 def test_a_job_that_ends_its_actors_first_leaves_no_group(job):
     for _ in range(3):
         job("orderly")
-    wait_for(lambda: job("look") == "0", "end of groups", seconds=20)
+    wait_for(lambda: job("look") == "0", "end of groups", seconds=120)
 
 
 def test_what_a_killed_job_left_is_given_back_and_nothing_else(job):

@@ -9,6 +9,8 @@ from cdvae_ray.config.reproduce_job import PARTS
 
 from .conftest import kill, summary, wait_for
 
+pytestmark = pytest.mark.jobs
+
 SPACE = """
 parameter = "gamma"
 values = [0.02, 2.0]
@@ -45,7 +47,7 @@ def states(report):
 def test_one_command_makes_a_table_and_the_next_one_finds_what_it_needs(cluster, tmp_path):
     (tmp_path / "space.toml").write_text(SPACE)
     asked = (*SMOKE, "--table", "1", "2", "--figure", "3", "--summary", "numbers.json")
-    done = cluster.train(tmp_path, *asked, job="reproduce", timeout=400)
+    done = cluster.train(tmp_path, *asked, job="reproduce", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 3 of 3: empirical study" in done.stdout
     first = report_of(tmp_path)
@@ -71,7 +73,7 @@ def test_one_command_makes_a_table_and_the_next_one_finds_what_it_needs(cluster,
     for each in nested:
         assert f"/runs/{each.info.run_id}" in page
 
-    again = cluster.train(tmp_path, *asked, job="reproduce", timeout=400)
+    again = cluster.train(tmp_path, *asked, job="reproduce", timeout=600)
     assert again.returncode == 0, again.stdout + again.stderr
     # The same settings give the same report: its folder is named by them.
     assert report_of(tmp_path) == first
@@ -89,7 +91,7 @@ def test_a_killed_reproduction_of_everything_goes_on_with_what_is_there(cluster,
     trained = tmp_path / "runs/train"
     wait_for(lambda: len(list(trained.glob("*/results-*"))) >= 2, "two models", seconds=500)
     kill(job)
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     before = {each: each.stat().st_mtime_ns for each in trained.glob("*/epoch-*/manifest.json")}
     done = cluster.train(tmp_path, *everything, job="reproduce", timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr

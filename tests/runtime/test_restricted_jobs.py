@@ -5,7 +5,7 @@ import pytest
 from .conftest import summary
 from .parquet_images import write
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.jobs
 IMAGES = (
     *("--data.source", "parquet", "--data.path", "images", "--data.image-size", "24"),
     *("--data.train-limit", "None", "--data.test-limit", "None"),

@@ -13,6 +13,8 @@ from cdvae_ray.data.load import load_splits
 from .conftest import ROOT, kill, summary, wait_for
 from .untrained_models import untrained
 
+pytestmark = pytest.mark.jobs
+
 SPACE = """
 parameter = "{parameter}"
 values = [{values}]
@@ -113,9 +115,9 @@ def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digi
     trials = tmp_path / "runs/search"
     wait_for(lambda: next(iter(trials.glob("trial-*/manifest.json")), None), "a trial", seconds=400)
     kill(job)
-    job.communicate(timeout=60)
+    job.communicate(timeout=300)
     first = {each: each.stat().st_mtime_ns for each in trials.glob("trial-*/manifest.json")}
-    done = cluster.train(tmp_path, *GAMMA, job="tune_gamma", timeout=450)
+    done = cluster.train(tmp_path, *GAMMA, job="tune_gamma", timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{len(first)} trials are there, {3 - len(first)} to run" in done.stdout
     assert all(each.stat().st_mtime_ns == written for each, written in first.items())
@@ -159,7 +161,7 @@ def test_a_sampled_search_goes_on_from_its_trials_and_stopped_ones_leave_no_run_
         env=cluster.environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     reports = sorted(

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 from .conftest import kill, run_folder, summary, wait_for
 from .parquet_images import write
 
+pytestmark = pytest.mark.jobs
+
 CORRUPT = (7, 33, 215)
 FLAGS = [
     "restricted-smoke",
@@ -136,7 +138,7 @@ for rank in (0, 1):
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -151,7 +153,7 @@ def test_a_killed_worker_changes_nothing(cluster, undisturbed, shards, tmp_path)
     folder = run_folder(tmp_path / "runs")
     wait_for((folder / "epoch-0002" / "manifest.json").is_file, "second checkpoint")
     kill(cluster.train_workers()[1])
-    output, _ = started.communicate(timeout=300)
+    output, _ = started.communicate(timeout=600)
     assert started.returncode == 0, output
     last = "epoch-0004/model.safetensors"
     before = load_file(run_folder(undisturbed[0] / "runs") / last)

@@ -16,6 +16,8 @@ from cdvae_ray.training.state import TrainState
 
 from .conftest import summary
 
+pytestmark = pytest.mark.jobs
+
 KINDS = ("images", "class_redundant", "class_essential")
 METRICS = {
     "accuracy",
