@@ -171,10 +171,10 @@ DETECTION_PRESETS: dict[str, Preset[DetectionJobConfig]] = {
         ),
     ),
     "cifar10-tiny": Preset(
-        "Table 4 for several seeds on a CPU: one step of MD's input, 2,000 test images",
+        "Table 4 for several seeds on a CPU: no step of MD's input, 2,000 test images",
         DetectionJobConfig(
             paper_table="table-4",
-            detectors=DetectorsConfig(magnitudes=(0.0, 0.001)),
+            detectors=DetectorsConfig(magnitudes=(0.0,)),
             adaptive=AdaptiveConfig(num_images=64, num_steps=40),
             data=replace(_CIFAR10, train_limit=10_000, test_limit=2000),
         ),
