@@ -98,6 +98,12 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tables", nargs="+", choices=TABLES, help="rows of these alone (all)")
     parser.add_argument("--gamma", type=float, help="another weight of the classification")
+    parser.add_argument(
+        "--recalibration-steps",
+        type=int,
+        default=0,
+        help="batches from which trained networks take their statistics anew, without dropout (0)",
+    )
 
 
 if __name__ == "__main__":

@@ -30,6 +30,20 @@ def products(precision: Products) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32 = before[1]
 
 
+@contextmanager
+def trying_convolutions() -> Iterator[None]:
+    """cuDNN tries its algorithms for each new shape and keeps the fastest.
+
+    For training, whose shapes stay: attacks that drop fooled images have a new one at most steps.
+    """
+    before = torch.backends.cudnn.benchmark
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = before
+
+
 def wait_for(device: torch.device) -> None:
     """Until a GPU has done what it was given."""
     if device.type == "cuda":

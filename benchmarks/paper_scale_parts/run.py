@@ -16,6 +16,7 @@ from cdvae_ray.errors import ConfigError, ResourceError
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.state import resolve_precision
 
+from .arithmetic import trying_convolutions
 from .clock import Clock, OutOfBudgetError
 from .models import INPUT_OF, frozen_cdvae, load_models
 from .picture import write_decompositions
@@ -53,6 +54,7 @@ class Arguments:
     stages: list[str]
     tables: list[str] | None
     gamma: float | None
+    recalibration_steps: int
 
 
 def run(arguments: Arguments, *, started: float | None = None) -> bool:
@@ -81,12 +83,14 @@ class _Call:
 
     def __init__(self, arguments: Arguments, clock: Clock, say: Say) -> None:
         self._arguments, self._clock, self._say = arguments, clock, say
-        self._preset: ScalePreset = scale_preset(arguments.preset, gamma=arguments.gamma)
+        self._preset: ScalePreset = scale_preset(
+            arguments.preset,
+            gamma=arguments.gamma,
+            recalibration_steps=arguments.recalibration_steps,
+        )
         self._root = arguments.state or arguments.out / "state"
         arguments.out.mkdir(parents=True, exist_ok=True)
         self.device = _device(arguments.device)
-        if self.device.type == "cuda":
-            torch.backends.cudnn.benchmark = True
         self._splits, self._data = _load(arguments.data)
         self._stages: dict[str, Stage] = {}
         say(
@@ -126,6 +130,7 @@ class _Call:
                 "finished": finished,
                 "preset": self._arguments.preset,
                 "gamma": self._preset.objective.gamma,
+                "recalibration_steps": self._preset.training.recalibration_steps,
                 "device": torch.cuda.get_device_name(self.device) if on_gpu else "cpu",
                 "torch": torch.__version__,
                 "python": platform.python_version(),
@@ -150,7 +155,8 @@ class _Call:
             return
         self._clock.begin(0.0)
         started = time.perf_counter()
-        found = measure_speed(self._preset, self._splits.train, self.device, self._say)
+        with trying_convolutions():
+            found = measure_speed(self._preset, self._splits.train, self.device, self._say)
         stage.note(seconds=time.perf_counter() - started, finished=True, **found)
 
     def _profile(self) -> None:
@@ -162,7 +168,8 @@ class _Call:
         stage = self._stages[PROFILE] = Stage(self._root, PROFILE, settings)
         if not stage.finished:
             self._clock.begin(0.0)
-            found = profile_steps(self._preset, self._splits.train, self.device, self._say)
+            with trying_convolutions():
+                found = profile_steps(self._preset, self._splits.train, self.device, self._say)
             stage.note(finished=True, forms=found)
 
     def _plan(self) -> dict[str, Any]:
@@ -230,15 +237,16 @@ class _Call:
                 image_size=train.image_size,
                 class_names=train.class_names,
             )
-        train_stage(
-            stage,
-            task,
-            train,
-            self.device,
-            self._clock,
-            self._say,
-            planned_epoch_seconds=plan.get("epoch_seconds"),
-        )
+        with trying_convolutions():
+            train_stage(
+                stage,
+                task,
+                train,
+                self.device,
+                self._clock,
+                self._say,
+                planned_epoch_seconds=plan.get("epoch_seconds"),
+            )
 
     def _tables(self) -> None:
         preset = self._preset

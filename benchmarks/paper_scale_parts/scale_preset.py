@@ -132,8 +132,8 @@ SCALE_PRESETS: dict[str, ScalePreset] = {
 }
 
 
-def scale_preset(name: str, *, gamma: float | None) -> ScalePreset:
-    """A preset, with another weight of the classification if one is given.
+def scale_preset(name: str, *, gamma: float | None, recalibration_steps: int) -> ScalePreset:
+    """A preset, with another weight of the classification if one is given, and recalibration.
 
     Raises:
         ConfigError: no such preset.
@@ -146,6 +146,6 @@ def scale_preset(name: str, *, gamma: float | None) -> ScalePreset:
             remedy="choose one of them",
         )
     chosen = SCALE_PRESETS[name]
-    if gamma is None:
-        return chosen
-    return replace(chosen, objective=replace(chosen.objective, gamma=gamma))
+    training = replace(chosen.training, recalibration_steps=recalibration_steps)
+    objective = chosen.objective if gamma is None else replace(chosen.objective, gamma=gamma)
+    return replace(chosen, objective=objective, training=training)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cdvae_ray.config.checks import above, at_least, require
+from cdvae_ray.config.serialize import later
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,10 @@ class TrainingConfig:
     """Batch normalisation over the global batch, so that results do not depend on the number of
     workers. False: each worker normalises its own part, as DataParallel does in the released
     code."""
+    recalibration_steps: int = later(0)
+    """Batches after the last step from which batch normalisation takes its running statistics anew,
+    with dropout off: >= 0; 0 leaves them as trained. It corrects what dropout in front of a
+    normalisation adds to the variance, and changes no weight."""
 
     def __post_init__(self) -> None:
         at_least("training.seed", self.seed, 0)
@@ -61,6 +66,7 @@ class TrainingConfig:
         at_least("training.max_gradient_norm", self.max_gradient_norm, 0.0)
         at_least("training.max_gradient_value", self.max_gradient_value, 0.0)
         at_least("training.warmup_epochs", self.warmup_epochs, 0)
+        at_least("training.recalibration_steps", self.recalibration_steps, 0)
         epochs = self.step_epochs
         require(
             bool(epochs) == (self.schedule == "steps")

@@ -39,7 +39,6 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
-        assert self.momentum is not None
         ranks = dist.get_world_size()
         # Two passes, like the single-process layer: the one-pass E[x^2] - E[x]^2 cancels.
         mean = _sum_over_ranks(images.mean(dim=(0, 2, 3))) / ranks
@@ -48,9 +47,11 @@ class CrossRankBatchNorm2d(nn.BatchNorm2d):
         with torch.no_grad():
             count = ranks * images.numel() // images.shape[1]
             unbiased = variance * (count / (count - 1))
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(unbiased, self.momentum)
             self.num_batches_tracked.add_(1)
+            # As in PyTorch's layers, no momentum means a plain average over batches.
+            share = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
+            self.running_mean.lerp_(mean, share)
+            self.running_var.lerp_(unbiased, share)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return centred * scale.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
 

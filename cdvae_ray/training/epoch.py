@@ -13,6 +13,7 @@ from cdvae_ray.core.random import derive_seed
 from cdvae_ray.data.batches import BatchSource
 from cdvae_ray.errors import DataError, NonFiniteLossError, TrainingError
 from cdvae_ray.training.distributed import all_reduce_min, all_reduce_sum, rank, world_size
+from cdvae_ray.training.recalibration import check_recalibration, recalibrate
 from cdvae_ray.training.schedule import learning_rate
 from cdvae_ray.training.state import TrainState
 
@@ -52,7 +53,9 @@ def train_epoch(
         NonFiniteLossError: on all ranks together, once any rank's loss is NaN or infinite.
         DataError: on all ranks together, once more images are undecodable than the source allows.
         TrainingError: the source gave another number of batches than it promised.
+        ConfigError: the loss allows no recalibration, which was asked for.
     """
+    check_recalibration(state)
     seed = state.task.training.seed
     # Dropout draws from PyTorch's own generator. Seeding it here makes an epoch repeatable
     # whatever ran before it, so that a resumed run is the undisturbed one.
@@ -95,6 +98,8 @@ def train_epoch(
     metrics["learning_rate"] = learning_rate(state.task.training, epoch)
     metrics |= state.end_epoch(epoch=epoch)
     metrics |= corrupt
+    if state.task.training.recalibration_steps and epoch + 1 == state.task.training.epochs:
+        recalibrate(state, source, epoch=epoch)
     metrics["epoch_seconds"] = seconds
     metrics["images_per_second"] = tally.count / seconds
     return EpochReport(epoch, metrics, tally.count, seconds)

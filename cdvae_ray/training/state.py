@@ -91,6 +91,20 @@ class TrainState:
             the task's own reduction, and counts.
         """
         training = self.task.training
+        loss = self.batch_loss(self.replica, self.seen(batch, epoch=epoch, index=index))
+        self.optimizer.zero_grad(set_to_none=True)
+        # Ranks hold equally many images, so DDP's mean of gradients is the global batch's.
+        loss.total.backward()  # type: ignore[no-untyped-call]
+        if training.max_gradient_norm > 0:
+            nn.utils.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
+        if training.max_gradient_value > 0:
+            nn.utils.clip_grad_value_(self.model.parameters(), training.max_gradient_value)
+        self.optimizer.step()
+        return loss.sums
+
+    def seen(self, batch: Batch, *, epoch: int, index: int) -> TrainBatch:
+        """This rank's part of global batch `index` of an epoch, augmented and mixed."""
+        training = self.task.training
         images = self.prepare(batch.images)
         images = augment(
             images,
@@ -107,7 +121,7 @@ class TrainState:
             epoch=epoch,
             batch_index=index,
         )
-        seen = TrainBatch(
+        return TrainBatch(
             images=mixed.images,
             labels=mixed.labels,
             partner_labels=mixed.partner_labels,
@@ -115,16 +129,6 @@ class TrainState:
             image_ids=batch.image_ids.to(self.device, non_blocking=True),
             epoch=epoch,
         )
-        loss = self.batch_loss(self.replica, seen)
-        self.optimizer.zero_grad(set_to_none=True)
-        # Ranks hold equally many images, so DDP's mean of gradients is the global batch's.
-        loss.total.backward()  # type: ignore[no-untyped-call]
-        if training.max_gradient_norm > 0:
-            nn.utils.clip_grad_norm_(self.model.parameters(), training.max_gradient_norm)
-        if training.max_gradient_value > 0:
-            nn.utils.clip_grad_value_(self.model.parameters(), training.max_gradient_value)
-        self.optimizer.step()
-        return loss.sums
 
     def prepare(self, images: Tensor) -> Tensor:
         """uint8 images (N, 3, S, S) as float32 in [0, 1] on the device."""

@@ -99,7 +99,9 @@ def train_classifier(rank, world_size, port, folder):
     start(rank, world_size, port)
     # A CD-VAE that samples, so that its noise too must be keyed by image and not by rank.
     cdvae = tiny_cdvae(evaluation_latent="sample")
-    task = tiny_classifier_task("class_essential", dropout=0.0, cdvae=cdvae, epochs=2)
+    task = tiny_classifier_task(
+        "class_essential", dropout=0.0, cdvae=cdvae, epochs=2, recalibration_steps=2
+    )
     state = TrainState(task, CPU)
     source = InMemoryBatches(
         tiny_images(), global_batch_size=16, seed=0, rank=rank, world_size=world_size
