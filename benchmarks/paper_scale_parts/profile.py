@@ -6,7 +6,6 @@ import time
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from cdvae_ray.data.images import ImageSet
@@ -50,8 +49,7 @@ def _of_form(measured: Measured, device: torch.device) -> dict[str, Any]:
     own: list[tuple[float, int, str]] = []
     for event in profiled.key_averages():
         # Kernels count, not the host's calls that started them: those would count twice.
-        on_device = event.device_type == (DeviceType.CUDA if is_cuda else DeviceType.CPU)
-        if on_device:
+        if event.device_type.name == ("CUDA" if is_cuda else "CPU"):
             micro = event.self_device_time_total if is_cuda else event.self_cpu_time_total
             own.append((micro / 1000 / _STEPS, event.count // _STEPS, event.key))
     own.sort(reverse=True)

@@ -98,8 +98,9 @@ def train_epoch(
     metrics["learning_rate"] = learning_rate(state.task.training, epoch)
     metrics |= state.end_epoch(epoch=epoch)
     metrics |= corrupt
-    if state.task.training.recalibration_steps and epoch + 1 == state.task.training.epochs:
-        recalibrate(state, source, epoch=epoch)
+    recalibration_steps = state.task.training.recalibration_steps
+    if recalibration_steps and epoch + 1 == state.task.training.epochs:
+        recalibrate(state, source, epoch=epoch, steps=recalibration_steps)
     metrics["epoch_seconds"] = seconds
     metrics["images_per_second"] = tally.count / seconds
     return EpochReport(epoch, metrics, tally.count, seconds)

@@ -31,7 +31,7 @@ def check_recalibration(state: TrainState) -> None:
         )
 
 
-def recalibrate(state: TrainState, source: BatchSource, *, epoch: int) -> None:
+def recalibrate(state: TrainState, source: BatchSource, *, epoch: int, steps: int) -> None:
     """Sets each running mean and variance to its average over batches that see no dropout.
 
     Training sees what dropout does to the variance of what follows it, and evaluation does not;
@@ -44,12 +44,13 @@ def recalibrate(state: TrainState, source: BatchSource, *, epoch: int) -> None:
         state: this rank's replica; its model stays in training mode.
         source: this rank's share of the training images.
         epoch: which epoch's order and augmentation.
+        steps: how many batches.
     """
     # The model by itself: without a backward pass, DistributedDataParallel would wait for one.
     replica = state.replica._replace(module=state.model)
     with _averaging(state.model), torch.compiler.set_stance("force_eager"):
         for index, batch in enumerate(source.epoch_batches(epoch)):
-            if index == state.task.training.recalibration_steps:
+            if index == steps:
                 break
             state.batch_loss(replica, state.seen(batch, epoch=epoch, index=index))
 
@@ -59,17 +60,20 @@ def _averaging(model: nn.Module) -> Iterator[None]:
     """Dropout off, and statistics that are plain averages from here on."""
     dropouts = [each for each in model.modules() if isinstance(each, nn.Dropout) and each.training]
     layers = [each for each in model.modules() if isinstance(each, _BatchNorm) and each.training]
-    before = [(each.momentum, each.num_batches_tracked.clone()) for each in layers]
+    counts = [each.num_batches_tracked for each in layers if each.num_batches_tracked is not None]
+    before = [each.momentum for each in layers], [each.clone() for each in counts]
     for dropout in dropouts:
         dropout.eval()
     for layer in layers:
         layer.momentum = None  # PyTorch's word for a plain average
-        layer.num_batches_tracked.zero_()
+    for count in counts:
+        count.zero_()
     try:
         yield
     finally:
         for dropout in dropouts:
             dropout.train()
-        for layer, (momentum, count) in zip(layers, before, strict=True):
+        for layer, momentum in zip(layers, before[0], strict=True):
             layer.momentum = momentum
-            layer.num_batches_tracked.copy_(count)
+        for count, batches in zip(counts, before[1], strict=True):
+            count.copy_(batches)

@@ -197,7 +197,12 @@ def test_resources_that_are_not_there_are_an_error(cluster, tmp_path):
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(cluster, tmp_path):
     away = {**cluster.environment, "RAY_ADDRESS": "127.0.0.1:9"}
     done = subprocess.run(
-        cluster.command("smoke"), cwd=tmp_path, env=away, capture_output=True, text=True, timeout=300
+        cluster.command("smoke"),
+        cwd=tmp_path,
+        env=away,
+        capture_output=True,
+        text=True,
+        timeout=300,
     )
     assert done.returncode == 1
     assert "expected one at 127.0.0.1:9" in done.stderr

@@ -65,8 +65,7 @@ def test_statistics_are_averages_over_batches_without_dropout(make, compiled):
     if compiled:
         state.model.compile(backend="eager")
     expected = statistics_without_dropout(state, source, epoch=0, steps=STEPS)
-    object.__setattr__(state.task.training, "recalibration_steps", STEPS)
-    recalibrate(state, source, epoch=0)
+    recalibrate(state, source, epoch=0, steps=STEPS)
     layers = {name: each for name, each in state.model.named_modules() if name in expected}
     assert len(layers) >= 7
     for name, (mean, variance) in expected.items():
@@ -92,9 +91,9 @@ def test_it_comes_after_the_last_epoch_and_changes_statistics_alone():
 
 
 def test_more_steps_than_batches_take_them_all():
-    state, source = made(tiny_classifier_task(recalibration_steps=1000))
+    state, source = made(tiny_classifier_task())
     expected = statistics_without_dropout(state, source, epoch=0, steps=source.batches_per_epoch)
-    recalibrate(state, source, epoch=0)
+    recalibrate(state, source, epoch=0, steps=1000)
     for name, (mean, _) in expected.items():
         found = state.model.get_submodule(name).running_mean
         torch.testing.assert_close(found, mean, rtol=1e-4, atol=1e-5)
