@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from marks import fill
 from record import write_record
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs/reliability.md"
-FIRST, LAST = "<!-- rows: python benchmarks/reliability.py -->", "<!-- end of rows -->"
 
 
 def row(facts: dict[str, Any]) -> str:
@@ -49,9 +49,7 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit("usage: python benchmarks/reliability.py RECORD")
     record = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
-    before, _, rest = PAGE.read_text().partition(FIRST)
-    _, _, after = rest.partition(LAST)
-    PAGE.write_text(f"{before}{FIRST}\n\n{table(record)}\n{LAST}{after}")
+    fill(PAGE, "rows", "python benchmarks/reliability.py", table(record).rstrip())
     write_record("reliability", {"what": "what faults cost, in seconds", "faults": record})
 
 

@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from marks import fill
+
 from cdvae_ray.evaluation.layout import markdown_table
 from cdvae_ray.evaluation.seed_tables import SeedRow
 from cdvae_ray.runtime.compare_seeds import REPORT_KIND
@@ -25,6 +27,7 @@ from cdvae_ray.storage.store import Store
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 NAME = "three-seeds"
+COMMAND = "python benchmarks/results_page.py"
 COPIES = {"seeds.json": f"{NAME}.json", "report.md": f"{NAME}.md", "seeds.png": f"{NAME}.png"}
 MAIN = "PGD-Linf"
 SYMBOLS = {"images": "x", "class_essential": "R(x)", "class_redundant": "G(x)"}
@@ -154,8 +157,8 @@ def main() -> None:
     for file, copy in COPIES.items():
         (RESULTS / copy).write_bytes(artifact.files[file])
     rows = read_rows(artifact.files["seeds.json"])
-    fill(RESULTS / "README.md", "tables", all_tables(rows))
-    fill(ROOT / "README.md", "front", front_table(rows))
+    fill(RESULTS / "README.md", "tables", COMMAND, all_tables(rows))
+    fill(ROOT / "README.md", "front", COMMAND, front_table(rows))
 
 
 def read_rows(content: bytes) -> list[SeedRow]:
@@ -273,18 +276,6 @@ def front_table(rows: list[SeedRow]) -> str:
             add(f"accuracy of {row.key[1]}, {row.key[2]}", row.key[0], row)
     header = ["quantity", "threat model", "ours, percent", "paper", "n"]
     return markdown_table(header, lines)
-
-
-def fill(page: Path, which: str, text: str) -> None:
-    """Puts text between a page's marks."""
-    first = f"<!-- {which}: python benchmarks/results_page.py -->"
-    last = f"<!-- end of {which} -->"
-    content = page.read_text()
-    if content.count(first) != 1 or content.count(last) != 1:
-        sys.exit(f"{page}: expected one pair of the marks {first} and {last}")
-    before, _, rest = content.partition(first)
-    _, _, after = rest.partition(last)
-    page.write_text(f"{before}{first}\n\n{text}\n\n{last}{after}")
 
 
 if __name__ == "__main__":

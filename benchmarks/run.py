@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from marks import fill
 from measures import MEASURES, REGRESSION, Comparison, changed_conditions, compare, table
 from record import RECORDS, write_record
 
@@ -145,13 +146,8 @@ def record(name: str) -> dict[str, Any] | None:
 
 def write_page(tables: dict[str, str]) -> None:
     """Puts the tables between the marks of docs/performance.md."""
-    text = PAGE.read_text()
     for name, rows in tables.items():
-        first, last = f"<!-- {name}: python benchmarks/run.py -->", f"<!-- end of {name} -->"
-        before, _, rest = text.partition(first)
-        _, _, after = rest.partition(last)
-        text = f"{before}{first}\n\n{rows}\n\n{last}{after}"
-    PAGE.write_text(text)
+        fill(PAGE, name, "python benchmarks/run.py", rows)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.paper_scale_page import all_tables
 from benchmarks.paper_scale_parts.clock import Clock, OutOfBudgetError
 from benchmarks.paper_scale_parts.combine import combine
 from benchmarks.paper_scale_parts.device_batches import DeviceBatches
@@ -172,6 +174,20 @@ def test_regressions_are_fitted_at_home(undisturbed, tmp_path):
         assert row["threat_model"] == "class-essential" and row["attack"] == "PGD-L2"
         assert row["n"] > 0 and row["mode"] == "same_attack" and row["trained_on"] == "PGD-L2"
     assert {row["subset"] for row in found} == {"successful", "all"}
+
+
+def test_the_page_has_every_table_with_its_n(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "out", ignore=shutil.ignore_patterns("state"))
+    combine(tmp_path / "out", resamples=10)
+    found = json.loads((tmp_path / "out/combined.json").read_text())
+    text = all_tables(summary(undisturbed), found)
+    titles = [line for line in text.splitlines() if line.startswith("### ")]
+    assert len(titles) == 9 and len(set(titles)) == 9
+    for row in rows(undisturbed):
+        if row["table"] == "3":
+            assert f"| {row['row']} | {100 * row['top1'][0]:.1f} [" in text
+    (white_box,) = [line for line in text.splitlines() if line.startswith("| PGD-Linf | D_G")][1:]
+    assert "| white-box |" in white_box and white_box.endswith("| 32 |")
 
 
 def test_the_gpu_preset_says_what_it_lacks(tmp_path):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.results_page import all_tables, cell, fill, front_table, read_rows
+from benchmarks.results_page import all_tables, cell, front_table, read_rows
 from cdvae_ray.evaluation.seed_tables import compare_seeds, seed_columns
 from cdvae_ray.storage.store import to_json_bytes
 from tests.evaluation.test_seed_tables import defences
@@ -70,14 +70,3 @@ def test_the_front_table_names_threat_model_and_n(rows):
         "| accuracy of Ours, worst of all | white-box: all of it | 45.0 ± 63.5 | 50.0 | 100 |"
         in text
     )
-
-
-def test_text_goes_between_the_marks_and_nowhere_else(tmp_path):
-    page = tmp_path / "page.md"
-    first, last = "<!-- front: python benchmarks/results_page.py -->", "<!-- end of front -->"
-    page.write_text(f"before\n{first}\nold\n{last}\nafter\n")
-    fill(page, "front", "new")
-    fill(page, "front", "newer")
-    assert page.read_text() == f"before\n{first}\n\nnewer\n\n{last}\nafter\n"
-    with pytest.raises(SystemExit, match="one pair of the marks"):
-        fill(page, "tables", "new")
