@@ -1,9 +1,9 @@
 """Fills the tables of docs/results/README.md and of the README from results of several seeds.
 
 python jobs/compare_seeds.py --reports ... --storage <folder>
-python benchmarks/results_page.py <folder>/seeds/report-...
+python benchmarks/results_page.py <folder>/seeds/report-... [another with other tables ...]
 
-Copies tables, page and picture of the report to docs/results, and writes between the marks of both
+Copies tables, page and picture of each report to docs/results, and writes between the marks of both
 pages. A cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the
 paper's number where it means the same.
 """
@@ -26,9 +26,8 @@ from cdvae_ray.storage.store import Store
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
-NAME = "three-seeds"
 COMMAND = "python benchmarks/results_page.py"
-COPIES = {"seeds.json": f"{NAME}.json", "report.md": f"{NAME}.md", "seeds.png": f"{NAME}.png"}
+COPIED = ("seeds.json", "report.md", "seeds.png")
 MAIN = "PGD-Linf"
 SYMBOLS = {"images": "x", "class_essential": "R(x)", "class_redundant": "G(x)"}
 
@@ -149,14 +148,20 @@ PIVOTS = (
 
 
 def main() -> None:
-    """Copies the report and fills both pages."""
-    if len(sys.argv) != 2:
-        sys.exit("usage: python benchmarks/results_page.py REPORT")
-    root, name = Store.at(sys.argv[1]).parent()
-    artifact = read_artifact(root, name, kind=REPORT_KIND)
-    for file, copy in COPIES.items():
-        (RESULTS / copy).write_bytes(artifact.files[file])
-    rows = read_rows(artifact.files["seeds.json"])
+    """Copies the reports and fills both pages."""
+    if len(sys.argv) < 2:
+        sys.exit("usage: python benchmarks/results_page.py REPORT ...")
+    rows: list[SeedRow] = []
+    for number, report in enumerate(sys.argv[1:], start=1):
+        root, name = Store.at(report).parent()
+        artifact = read_artifact(root, name, kind=REPORT_KIND)
+        for file in COPIED:
+            copy = f"three-seeds{'' if number == 1 else f'-{number}'}{Path(file).suffix}"
+            (RESULTS / copy).write_bytes(artifact.files[file])
+        found = read_rows(artifact.files["seeds.json"])
+        if twice := {row.view for row in rows} & {row.view for row in found}:
+            sys.exit(f"{report}: expected tables that no other report has, got {min(twice)}")
+        rows += found
     fill(RESULTS / "README.md", "tables", COMMAND, all_tables(rows))
     fill(ROOT / "README.md", "front", COMMAND, front_table(rows))
 
