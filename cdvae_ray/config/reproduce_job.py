@@ -26,6 +26,7 @@ from cdvae_ray.config.finetune_job import FinetuneJobConfig
 from cdvae_ray.config.finetune_presets import finetune_preset
 from cdvae_ray.config.presets import RESTRICTED_TINY, Preset, chosen, preset
 from cdvae_ray.config.search_job import ObjectiveSearchConfig, gamma_preset
+from cdvae_ray.config.serialize import to_dict
 from cdvae_ray.config.study_job import StudyJobConfig, study_preset
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.config.train_job import TrainConfig
@@ -268,6 +269,11 @@ class ReproduceConfig:
             *(f"Table {n}" for n in self.tables if PART_OF_TABLE[n] == part),
             *(f"Figure {n}" for n in self.figures if PART_OF_FIGURE[n] == part),
         ]
+
+    @property
+    def images(self) -> dict[str, Any]:
+        """Which images every step takes, wherever they lie, as JSON values."""
+        return {name: value for name, value in to_dict(self.data).items() if name != "path"}
 
     @property
     def parts(self) -> list[Part]:

@@ -431,7 +431,7 @@ def _report(
             "identity": identity,
             "preset": preset,
             "seed": config.seed,
-            "images": to_dict(replace(config.data, path="")),
+            "images": config.images,
             "made_by": environment_facts() | {"commit": git_commit(Path(__file__).parent)},
             "steps": [[str(each.step), each.settings, each.digest] for each in made],
         },

@@ -680,3 +680,15 @@ def test_the_reference_protocol_is_the_same_detection_beside_the_strict_one():
     )
     study = replace(both, table=(1,))
     assert "detection-reference" not in study.parts
+
+
+def test_what_the_images_are_does_not_depend_on_where_they_lie():
+    here, there = (
+        replace(
+            reproduce_preset("smoke"),
+            data=DataConfig(source="parquet", path=path, image_size=32, train_limit=100),
+        )
+        for path in ("./data", "s3://bucket/data")
+    )
+    assert here.images == there.images
+    assert here.images["source"] == "parquet" and here.images["train_limit"] == 100
