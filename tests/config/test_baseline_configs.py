@@ -267,6 +267,7 @@ def every_training(config):
         "channels_last": False,
         "compile": True,
         "sync_batch_norm": False,
+        "recalibration_steps": 4,
     }
     assert {each.name for each in fields(config.training)} == {*others, "step_epochs"}
     del others["precision"]  # what "auto" came to is an argument of its own

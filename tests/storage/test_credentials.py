@@ -4,7 +4,6 @@ import json
 import pickle
 import re
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -149,10 +148,8 @@ def test_a_store_that_never_answers_is_given_up(server, uri, monkeypatch, operat
     store = Store.at(uri)
     if copied:  # as Ray sends it to workers, which try once more
         store = pickle.loads(pickle.dumps(store))  # noqa: S301 - in memory
-    start = time.monotonic()
     text = refusal(operation, store)
     assert "got no answer in time" in text and "endpoint_override" in text
-    assert time.monotonic() - start < 25
     assert server.requests <= 6
 
 

@@ -210,27 +210,45 @@ def test_one_operation_in_trouble_lets_the_others_pass(
     assert client.get_run(run_id).info.status == "FINISHED"
 
 
-def test_an_unreachable_server_never_blocks_and_close_keeps_its_deadline(
+def test_an_unreachable_server_is_given_up_at_close_with_one_line(
     make_writer: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    start = time.monotonic()
     writer = make_writer(uri="http://user:word@127.0.0.1:9")
     writer.log_config({"a": 1})
     for step in range(100):
         writer.log_metrics({"loss": 1.0}, step)
     writer.log_checkpoint("epoch-0", 0, {"a": bytes(10_000_000)}, {}, {})
-    assert time.monotonic() - start < 0.5
     assert writer.run_id(0.1) is None
 
-    start = time.monotonic()
     writer.close("FINISHED", timeout_seconds=2)
-    assert 1.5 < time.monotonic() - start < 3
     at_close = [message for message in caplog.messages if "did not take everything" in message]
     assert len(at_close) == 1 and "102 operations were not tracked" in at_close[0]
     assert len(caplog.records) <= 2 and "word" not in caplog.text
     assert "Traceback" not in capfd.readouterr().err
     writer.log_metrics({"loss": 1.0}, 0)  # does nothing after close
     writer.close("FINISHED", timeout_seconds=2)
+
+
+def test_no_call_waits_for_the_servers_answer(
+    break_store: Any, make_writer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer = threading.Event()
+    waited_in_vain: list[str] = []
+
+    def hang(name: str, args: tuple[Any, ...]) -> None:
+        if not answer.wait(120):
+            waited_in_vain.append(name)
+
+    break_store(hang)
+    writer = make_writer()
+    writer.log_config({"a": 1})
+    for step in range(100):
+        writer.log_metrics({"loss": 1.0}, step)
+    writer.log_checkpoint("epoch-0", 0, {"a": bytes(10_000_000)}, {}, {})
+    assert writer.run_id(0.1) is None
+    writer.close("FINISHED", timeout_seconds=0.2)
+    assert not waited_in_vain and "did not take everything within 0.2 s" in caplog.text
+    answer.set()
 
 
 def test_a_run_that_cannot_be_created_turns_tracking_off(
@@ -244,9 +262,7 @@ def test_a_run_that_cannot_be_created_turns_tracking_off(
     writer.log_metrics({"loss": 1.0}, 0)
     assert writer.run_id(60) is None
     writer.log_metrics({"loss": 1.0}, 1)
-    start = time.monotonic()
-    writer.close("FINISHED")
-    assert time.monotonic() - start < 1
+    writer.close("FINISHED", timeout_seconds=3600)  # waits for nothing
     assert len(caplog.records) == 1 and "this run is not tracked" in caplog.text
 
 
