@@ -17,6 +17,7 @@ from typing import Any
 
 from marks import fill
 
+from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.layout import markdown_table
 
 ROOT = Path(__file__).parents[1]
@@ -28,7 +29,6 @@ COPIES = {
 }
 COMMAND = "python benchmarks/paper_scale_page.py"
 MAIN = "PGD-Linf"
-SYMBOLS = {"images": "x", "class_essential": "R(x)", "class_redundant": "G(x)"}
 OPERATIONS = {
     "convolutions": ("xmma", "conv", "implicit_gemm", "cutlass"),
     "batch normalisation": ("batch_norm",),
@@ -216,7 +216,7 @@ def _detection(rows: Rows) -> str:
     attacks = list(dict.fromkeys(row["attack"] for row in chosen))
     cells: dict[tuple[str, str], dict[str, str]] = {}
     for row in chosen:
-        line = f"{row['method']} on {SYMBOLS[row['space']]}", row["attacked"]
+        line = f"{row['method']} on {SPACE_SYMBOLS[row['space']]}", row["attacked"]
         paper = "" if row["paper_auroc"] is None else f" ({100 * row['paper_auroc']:.1f})"
         cells.setdefault(line, {})[row["attack"]] = f"{_share(row['auroc'])}{paper}"
     lines = ([*line, *(found.get(each, "") for each in attacks)] for line, found in cells.items())

@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from marks import fill
 
+from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.layout import markdown_table
 from cdvae_ray.evaluation.seed_tables import SeedRow
 from cdvae_ray.runtime.compare_seeds import REPORT_KIND
@@ -29,7 +30,6 @@ RESULTS = ROOT / "docs/results"
 COMMAND = "python benchmarks/results_page.py"
 COPIED = ("seeds.json", "report.md", "seeds.png")
 MAIN = "PGD-Linf"
-SYMBOLS = {"images": "x", "class_essential": "R(x)", "class_redundant": "G(x)"}
 
 
 class Pivot(NamedTuple):
@@ -46,9 +46,9 @@ class Pivot(NamedTuple):
 
 def _detectors(key: tuple[str, ...]) -> tuple[str, str] | None:
     attacked, attack, method, space = key
-    if attack != MAIN or space not in SYMBOLS:
+    if attack != MAIN or space not in SPACE_SYMBOLS:
         return None
-    return f"{method} on {SYMBOLS[space]}", f"attacks on {attacked}"
+    return f"{method} on {SPACE_SYMBOLS[space]}", f"attacks on {attacked}"
 
 
 def _paper_pairs(key: tuple[str, ...]) -> tuple[str, str] | None:
@@ -56,7 +56,7 @@ def _paper_pairs(key: tuple[str, ...]) -> tuple[str, str] | None:
     pairs = {"images": "D(x)", "class_essential": "D(R(x))"}
     if space not in pairs or not attacked.startswith(pairs[space]):
         return None
-    return f"{method} on {SYMBOLS[space]}, attacked: {pairs[space]}", attack
+    return f"{method} on {SPACE_SYMBOLS[space]}, attacked: {pairs[space]}", attack
 
 
 def _evasion(key: tuple[str, ...]) -> tuple[str, str] | None:
@@ -64,7 +64,7 @@ def _evasion(key: tuple[str, ...]) -> tuple[str, str] | None:
     if attack not in (MAIN, "best of these"):
         return None
     who = "does not know it" if "unaware" in threat else "knows it"
-    return f"{method} on {SYMBOLS.get(space, space)}", f"{who}, at {float(rate):.0%} FPR"
+    return f"{method} on {SPACE_SYMBOLS.get(space, space)}", f"{who}, at {float(rate):.0%} FPR"
 
 
 def _defences(key: tuple[str, ...]) -> tuple[str, str] | None:
@@ -219,14 +219,13 @@ def pivot(table: Pivot, rows: Iterable[SeedRow]) -> str:
 
 def cell(row: SeedRow) -> str:
     """Mean +- half the interval over seeds, and the paper's."""
-    scale, digits = (100.0, 1) if row.unit == "%" else (1.0, 3)
 
-    def said(value: float) -> str:
-        return f"{scale * value:.{digits}f}" if digits == 1 else f"{value:.3g}"
+    def said(value: float, digits: int) -> str:
+        return f"{100 * value:.1f}" if row.unit == "%" else f"{value:.{digits}g}"
 
-    half = "" if row.high is None else f" ± {said(row.high - row.mean)}"
-    paper = "" if row.paper is None else f" ({said(row.paper)})"
-    return f"{said(row.mean)}{half}{paper}"
+    half = "" if row.high is None else f" ± {said(row.high - row.mean, 2)}"
+    paper = "" if row.paper is None else f" ({said(row.paper, 4)})"
+    return f"{said(row.mean, 4)}{half}{paper}"
 
 
 def front_table(rows: list[SeedRow]) -> str:
@@ -256,7 +255,7 @@ def front_table(rows: list[SeedRow]) -> str:
             and row.key[3] in ("images", "class_essential")
         ):
             add(
-                f"AUROC of {row.key[2]} on {SYMBOLS[row.key[3]]}",
+                f"AUROC of {row.key[2]} on {SPACE_SYMBOLS[row.key[3]]}",
                 f"{MAIN} on {row.key[0]}, which knows no detector",
                 row,
             )

@@ -29,7 +29,7 @@ Contrast = Literal[
 ]
 """Positives against negatives. The last is a control: a detector of attacks should not see it."""
 
-SPACE_SYMBOLS: dict[InputKind, str] = {
+SPACE_SYMBOLS: dict[str, str] = {
     "images": "x",
     "class_essential": "R(x)",
     "class_redundant": "G(x)",

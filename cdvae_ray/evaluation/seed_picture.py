@@ -7,6 +7,7 @@ from typing import Any
 
 from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.defense_table import CLEAN, WORST_OF_ALL
+from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.headlines import MAIN_ATTACK
 from cdvae_ray.evaluation.layout import png_bytes
 from cdvae_ray.evaluation.seed_tables import SeedRow
@@ -46,7 +47,7 @@ def seed_picture(rows: Sequence[SeedRow], *, caption: str) -> bytes:
 
 def _detection(rows: Sequence[SeedRow]) -> Callable[[Any], None] | None:
     chosen = {
-        f"{method} on {space}; {attacked}": row
+        f"{method}({SPACE_SYMBOLS.get(space, space)}); {attacked}": row
         for row in rows
         if "strict protocol, trained" in row.view and row.quantity == "auroc"
         for attacked, attack, method, space in [row.key]

@@ -484,6 +484,8 @@ class RunWriter:
                     return
 
     def _warn_of_outage(self, what: str, error: Exception) -> None:
+        if self._deadline == -math.inf:
+            return  # closed: what was lost has been said, and nothing is tried again
         self._warn_once(
             "outage",
             f"MLflow at {redact(self._uri)} failed on {what} and is tried again until it works; "

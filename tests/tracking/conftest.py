@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ import pytest
 from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.tracking import RunWriter, artifact_location, tracking_uri
 from cdvae_ray.tracking import client as tracking_client
-from cdvae_ray.tracking.writer import THREAD_NAME
 
 MakeWriter = Callable[..., RunWriter]
 
@@ -66,7 +64,3 @@ def make_writer(uri: str, root: Path) -> Iterator[MakeWriter]:
     yield make
     for writer in made:
         writer.close("KILLED", timeout_seconds=5)
-    # What one left behind tries once more would be logged in the middle of another test.
-    for thread in threading.enumerate():
-        if thread.name == THREAD_NAME:
-            thread.join(timeout=120)

@@ -229,6 +229,27 @@ def test_an_unreachable_server_is_given_up_at_close_with_one_line(
     writer.close("FINISHED", timeout_seconds=2)
 
 
+def test_a_closed_writer_says_nothing_more(
+    break_store: Any, make_writer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    answer, answered = threading.Event(), threading.Event()
+
+    def hang(name: str, args: tuple[Any, ...]) -> None:
+        answer.wait(120)
+        answered.set()
+        raise ConnectionError("too late")
+
+    break_store(hang)
+    writer = make_writer()
+    writer.log_metrics({"loss": 1.0}, 0)
+    writer.close("FINISHED", timeout_seconds=0.2)
+    assert len(caplog.records) == 1  # of the close
+    answer.set()
+    assert answered.wait(120)
+    writer._thread.join(120)
+    assert len(caplog.records) == 1
+
+
 def test_no_call_waits_for_the_servers_answer(
     break_store: Any, make_writer: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
