@@ -223,7 +223,9 @@ def cell(row: SeedRow) -> str:
     def said(value: float, digits: int) -> str:
         return f"{100 * value:.1f}" if row.unit == "%" else f"{value:.{digits}g}"
 
-    half = "" if row.high is None else f" ± {said(row.high - row.mean, 2)}"
+    # Rounding alone is no spread.
+    width = 0.0 if row.high is None else row.high - row.mean
+    half = "" if row.high is None else f" ± {said(width if width > 1e-9 else 0.0, 2)}"
     paper = "" if row.paper is None else f" ({said(row.paper, 4)})"
     return f"{said(row.mean, 4)}{half}{paper}"
 
