@@ -48,7 +48,8 @@ def main() -> None:
         splits = read_prepared(folder)[0]
     else:
         splits = load_source(source_of(folder), folder, 32)
-    train, test = first(splits.train, arguments.images), first(splits.test, EVALUATED)
+    train = splits.train.first(min(arguments.images, len(splits.train)))
+    test = splits.test.first(min(EVALUATED, len(splits.test)))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     results: dict[str, Any] = {
         "what": "share right in evaluation [share, 95 % interval's ends], of the first "
@@ -106,7 +107,8 @@ def evaluated(
     """What it has right in evaluation mode, without dropout and with running statistics."""
     model.eval()
     found = {}
-    for name, images in {"training images": first(train, EVALUATED), "test images": test}.items():
+    seen = train.first(min(EVALUATED, len(train)))
+    for name, images in {"training images": seen, "test images": test}.items():
         right = 0
         with torch.no_grad():
             for start in range(0, len(images), PASS):
@@ -116,13 +118,6 @@ def evaluated(
         found[name] = [right / len(images), *wilson(right, len(images))]
     model.train()
     return found
-
-
-def first(images: ImageSet, count: int) -> ImageSet:
-    """The first images of a set."""
-    return ImageSet.build(
-        images.images[:count], images.labels[:count], images.class_names, images.name
-    )
 
 
 if __name__ == "__main__":

@@ -25,8 +25,7 @@ def profile_steps(
     """Of our forms of the step: wall time, the operations' own time, and the longest of them.
 
     On a GPU the time is the device's: where it is less than the wall time, the device waited for
-    the host. On a CPU it is the processor's. The profiler's own cost is in the wall time of
-    "profiled", not in that of "step".
+    the host. On a CPU it is the processor's. The wall time is of steps without the profiler.
     """
     found = {}
     for name, form in forms(preset.training, device).items():

@@ -144,13 +144,17 @@ class _Call:
             },
         )
 
-    def _speed(self) -> None:
+    def _step_stage(self, name: str) -> Stage:
+        """A stage that measures the training step."""
         settings = {
             "model": to_dict(self._preset.model),
             "batch": self._preset.training.global_batch_size,
             "device": self.device.type,
         }
-        stage = self._stages["speed"] = Stage(self._root, "speed", settings)
+        return Stage(self._root, name, settings)
+
+    def _speed(self) -> None:
+        stage = self._stages["speed"] = self._step_stage("speed")
         if stage.finished:
             return
         self._clock.begin(0.0)
@@ -160,12 +164,7 @@ class _Call:
         stage.note(seconds=time.perf_counter() - started, finished=True, **found)
 
     def _profile(self) -> None:
-        settings = {
-            "model": to_dict(self._preset.model),
-            "batch": self._preset.training.global_batch_size,
-            "device": self.device.type,
-        }
-        stage = self._stages[PROFILE] = Stage(self._root, PROFILE, settings)
+        stage = self._stages[PROFILE] = self._step_stage(PROFILE)
         if not stage.finished:
             self._clock.begin(0.0)
             with trying_convolutions():

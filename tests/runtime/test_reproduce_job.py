@@ -43,7 +43,6 @@ def states(report):
     return page.count("was stored</td>"), page.count("made now</td>")
 
 
-@pytest.mark.timeout(900)
 def test_one_command_makes_a_table_and_the_next_one_finds_what_it_needs(cluster, tmp_path):
     (tmp_path / "space.toml").write_text(SPACE)
     asked = (*SMOKE, "--table", "1", "2", "--figure", "3", "--summary", "numbers.json")
