@@ -1,11 +1,12 @@
 """Fills the tables of docs/results/README.md and of the README from results of several seeds.
 
 python jobs/compare_seeds.py --reports ... --storage <folder>
-python benchmarks/results_page.py <folder>/seeds/report-... [another with other tables ...]
+python benchmarks/results_page.py three-seeds=<folder>/seeds/report-... [three-seeds-...=another ...]
 
-Copies tables, page and picture of each report to docs/results, and writes between the marks of both
-pages. A cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the
-paper's number where it means the same.
+Copies tables, page and picture of each report to docs/results under that name, and writes between
+the marks of both pages what all reports copied so far say; without arguments it writes again. A
+cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the paper's number
+where it means the same.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from cdvae_ray.storage.store import Store
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "docs/results"
 COMMAND = "python benchmarks/results_page.py"
+NAME = "three-seeds"
 COPIED = ("seeds.json", "report.md", "seeds.png")
 MAIN = "PGD-Linf"
 
@@ -149,21 +151,33 @@ PIVOTS = (
 
 def main() -> None:
     """Copies the reports and fills both pages."""
-    if len(sys.argv) < 2:
-        sys.exit("usage: python benchmarks/results_page.py REPORT ...")
-    rows: list[SeedRow] = []
-    for number, report in enumerate(sys.argv[1:], start=1):
-        root, name = Store.at(report).parent()
-        artifact = read_artifact(root, name, kind=REPORT_KIND)
-        for file in COPIED:
-            copy = f"three-seeds{'' if number == 1 else f'-{number}'}{Path(file).suffix}"
-            (RESULTS / copy).write_bytes(artifact.files[file])
-        found = read_rows(artifact.files["seeds.json"])
-        if twice := {row.view for row in rows} & {row.view for row in found}:
-            sys.exit(f"{report}: expected tables that no other report has, got {min(twice)}")
-        rows += found
+    for argument in sys.argv[1:]:
+        name, _, report = argument.partition("=")
+        if not (name.startswith(NAME) and report):
+            sys.exit(f"got {argument}, expected NAME=REPORT with a name that begins with {NAME}")
+        copy_report(report, name)
+    rows = committed_rows(RESULTS)
     fill(RESULTS / "README.md", "tables", COMMAND, all_tables(rows))
     fill(ROOT / "README.md", "front", COMMAND, front_table(rows))
+
+
+def copy_report(report: str, name: str) -> None:
+    """Tables, page and picture of a report, for the results' folder."""
+    root, stored = Store.at(report).parent()
+    artifact = read_artifact(root, stored, kind=REPORT_KIND)
+    for file in COPIED:
+        (RESULTS / f"{name}{Path(file).suffix}").write_bytes(artifact.files[file])
+
+
+def committed_rows(folder: Path) -> list[SeedRow]:
+    """Rows of every report that was copied there; each must have tables of its own."""
+    rows: list[SeedRow] = []
+    for path in sorted(folder.glob(f"{NAME}*.json"), key=lambda each: each.stem):
+        found = read_rows(path.read_bytes())
+        if twice := {row.view for row in rows} & {row.view for row in found}:
+            sys.exit(f"{path}: expected tables that no other report has, got {min(twice)}")
+        rows += found
+    return rows
 
 
 def read_rows(content: bytes) -> list[SeedRow]:

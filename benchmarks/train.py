@@ -44,12 +44,16 @@ STEPS = 8
 # An epoch of digits has 11 steps where one of CIFAR-10 has 391: a checkpoint every 110 steps is
 # still more often than any preset for CIFAR-10 has one. The last ten epochs are measured.
 EPOCHS, CHECKPOINT_EVERY = 20, 10
-JOB_FLAGS = (
-    *("cifar10-small", "--data.source", "digits", "--data.path", "", "--data.image-size", "32"),
-    *("--training.epochs", str(EPOCHS), "--training.cosine-period-epochs", str(EPOCHS)),
-    *("--resources.checkpoint-every", str(CHECKPOINT_EVERY)),
-    *("--evaluation.attack-images", "8", "--evaluation.attack-num-steps", "1"),
-)
+
+
+def job_flags(epochs: int = EPOCHS, checkpoint_every: int = CHECKPOINT_EVERY) -> tuple[str, ...]:
+    """The training of jobs/train.py that is measured: cifar10-small on digits of 32 pixels."""
+    return (
+        *("cifar10-small", "--data.source", "digits", "--data.path", "", "--data.image-size", "32"),
+        *("--training.epochs", str(epochs), "--training.cosine-period-epochs", str(epochs)),
+        *("--resources.checkpoint-every", str(checkpoint_every)),
+        *("--evaluation.attack-images", "8", "--evaluation.attack-num-steps", "1"),
+    )
 
 
 def main() -> None:
@@ -229,8 +233,8 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
     """Steady-state seconds an epoch of the same loop without Ray, on Ray, and tracked as well."""
     commands = {
         "bare": [str(ROOT / "benchmarks/train.py"), "--threads", str(threads)],
-        "ray": [str(ROOT / "jobs/train.py"), *JOB_FLAGS, "--tracking.no-enabled"],
-        "ray and tracking": [str(ROOT / "jobs/train.py"), *JOB_FLAGS],
+        "ray": [str(ROOT / "jobs/train.py"), *job_flags(), "--tracking.no-enabled"],
+        "ray and tracking": [str(ROOT / "jobs/train.py"), *job_flags()],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
     step_milliseconds = 0.0
@@ -277,9 +281,9 @@ def steady_epoch(runs: Path) -> tuple[float, float]:
     (run,) = runs.glob("cdvae-*")
     first, *_, last = sorted(run.glob("epoch-*"))
     written = [(each / "model.safetensors").stat().st_mtime for each in (first, last)]
-    facts = json.loads((last / "manifest.json").read_text())["facts"]
-    epochs = facts["epochs_done"] - CHECKPOINT_EVERY
-    rate = facts["metrics"]["images_per_second"]
+    facts = [json.loads((each / "manifest.json").read_text())["facts"] for each in (first, last)]
+    epochs = facts[1]["epochs_done"] - facts[0]["epochs_done"]
+    rate = facts[1]["metrics"]["images_per_second"]
     return (written[1] - written[0]) / epochs, 1000 * BATCH / rate
 
 

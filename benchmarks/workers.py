@@ -19,8 +19,10 @@ from typing import Any
 
 from attack_job import FLAGS, run_job, small_training, stored_rate
 from record import spread, write_record
-from train import JOB_FLAGS, ROOT, steady_epoch
+from train import ROOT, job_flags, steady_epoch
 
+EPOCHS, CHECKPOINT_EVERY = 6, 2
+"""Four epochs are measured: what is compared differs by much more than a checkpoint's cost."""
 ONE, TWO, ONE_WIDE = "1 worker", "2 workers", "1 worker of 2 threads"
 
 
@@ -46,7 +48,7 @@ def training(rounds: int) -> dict[str, Any]:
                 run_job(
                     "train.py",
                     Path(folder),
-                    *JOB_FLAGS,
+                    *job_flags(EPOCHS, CHECKPOINT_EVERY),
                     *("--resources.num-workers", str(workers)),
                     *("--resources.cpus-per-worker", str(threads), "--tracking.no-enabled"),
                 )

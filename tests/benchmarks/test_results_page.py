@@ -2,7 +2,7 @@
 
 import pytest
 
-from benchmarks.results_page import all_tables, cell, front_table, read_rows
+from benchmarks.results_page import all_tables, cell, committed_rows, front_table, read_rows
 from cdvae_ray.evaluation.seed_tables import compare_seeds, seed_columns
 from cdvae_ray.storage.store import to_json_bytes
 from tests.evaluation.test_seed_tables import defences
@@ -70,3 +70,14 @@ def test_the_front_table_names_threat_model_and_n(rows):
         "| accuracy of Ours, worst of all | white-box: all of it | 45.0 ± 63.5 | 50.0 | 100 |"
         in text
     )
+
+
+def test_pages_hold_every_report_that_was_copied_and_no_table_twice(rows, tmp_path):
+    areas = [row for row in rows if row.quantity == "auroc"]
+    others = [row for row in rows if row.view not in {area.view for area in areas}]
+    for name, part in (("three-seeds-defence", others), ("three-seeds", areas)):
+        (tmp_path / f"{name}.json").write_bytes(to_json_bytes(seed_columns(part)))
+    assert committed_rows(tmp_path) == areas + others
+    (tmp_path / "three-seeds-again.json").write_bytes(to_json_bytes(seed_columns(others)))
+    with pytest.raises(SystemExit, match="tables that no other report has, got Table"):
+        committed_rows(tmp_path)
