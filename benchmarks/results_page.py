@@ -1,11 +1,11 @@
 """Fills the tables of docs/results/README.md and of the README from results of several seeds.
 
 python jobs/compare_seeds.py --reports ... --storage <folder>
-python benchmarks/results_page.py three-seeds=<folder>/seeds/report-... [three-seeds-...=another ...]
+python benchmarks/results_page.py three-seeds=<folder>/seeds/report-... [NAME=REPORT ...]
 
-Copies tables, page and picture of each report to docs/results under that name, and writes between
-the marks of both pages what all reports copied so far say; without arguments it writes again. A
-cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the paper's number
+Copies tables, page and picture of each report to docs/results under its name (three-seeds...), and
+writes between the marks of both pages what all reports copied so far say; without arguments it
+writes again. A cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the paper's number
 where it means the same.
 """
 
