@@ -5,8 +5,8 @@ python benchmarks/results_page.py three-seeds=<folder>/seeds/report-... [NAME=RE
 
 Copies tables, page and picture of each report to docs/results under its name (three-seeds...), and
 writes between the marks of both pages what all reports copied so far say; without arguments it
-writes again. A cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the paper's number
-where it means the same.
+writes again. A cell is the mean over seeds +- half its 95 % interval over seeds; in parentheses the
+paper's number where it means the same.
 """
 
 from __future__ import annotations
