@@ -35,9 +35,14 @@ OWN_RAY_ENVIRONMENT = {
     "RAY_task_events_report_interval_ms": "0",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    # Seconds from one look for new logs to the next: nobody here is sent them.
+    "LOG_NAME_UPDATE_INTERVAL_S": "60",
 }
 """A Ray that only this job uses, on one machine, has nobody to report to and no node to lose: its
 reporters and watchers would take their time from training. A cluster keeps its own settings."""
+
+
+_is_own = False
 
 
 class Allocation(NamedTuple):
@@ -86,6 +91,7 @@ def connect() -> None:
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Workers stay in the driver's folder: relative paths mean the same everywhere.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    global _is_own
     if ray.is_initialized():
         return
     # "local" and not None: Ray would otherwise try for minutes to join a cluster that it has a
@@ -109,6 +115,12 @@ def connect() -> None:
         if "Version mismatch" in str(error):
             raise _other_versions(address, error) from error
         raise _no_cluster(address, str(error)) from error
+    _is_own = address == "local"
+
+
+def is_own() -> bool:
+    """Whether this process started the Ray that it is on, which ends with it."""
+    return _is_own
 
 
 def is_submitted_job() -> bool:

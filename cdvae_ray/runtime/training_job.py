@@ -39,6 +39,7 @@ from cdvae_ray.runtime.mailbox import (
 )
 from cdvae_ray.runtime.progress import ProgressLines
 from cdvae_ray.runtime.shared_images import share_images
+from cdvae_ray.runtime.stand_back import helpers_stand_back
 from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
 from cdvae_ray.runtime.worker import WorkerJob, train_worker
 from cdvae_ray.storage.store import Store
@@ -373,10 +374,16 @@ def _fit(
     lines = ProgressLines(config.training.epochs, say)
     failures: list[Failed] = []
     reports: list[EpochReport] = []
+    is_started = True
 
     def handle(message: Message) -> None:
+        nonlocal is_started
         match message:
             case EpochDone(report):
+                # By now what a start needs has come up, and has done its part.
+                if is_started and cluster.is_own():
+                    helpers_stand_back()
+                is_started = False
                 lines.epoch(report)
                 reports.append(report)
                 writer.log_metrics(report.metrics, step=report.epoch + 1)
@@ -389,6 +396,7 @@ def _fit(
                     saved = read_checkpoint(run, name, only=(MODEL_FILE,))
                     _track_checkpoint(writer, plan, saved, report.metrics)
             case Resumed(epochs_done):
+                is_started = True
                 lines.resumed(epochs_done)
             case CorruptImages(names):
                 lines.corrupt(names)
