@@ -43,6 +43,8 @@ reporters and watchers would take their time from training. A cluster keeps its 
 
 
 _is_own = False
+_GIVING_BACK_SECONDS = 2.0
+"""How long what a step before has given back may still count as taken."""
 
 
 class Allocation(NamedTuple):
@@ -87,6 +89,8 @@ def connect() -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     # The controller looks after its workers, and takes their reports, this often.
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "1.0")
+    # What a cluster lacks is found before this counts: who finds its places taken waits for them.
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(7 * 24 * 3600))
     # A Ray of our own would run its workers behind every other process of the machine.
     os.environ.setdefault("RAY_worker_niceness", "0")
     # Workers stay in the driver's folder: relative paths mean the same everywhere.
@@ -225,6 +229,7 @@ def allocate(
             allocation = _choose(resources, gpus_per_worker, cpus_beside, enough)
             missing = _missing(enough, allocation, cpus_beside)
             if not missing:
+                _say_if_taken(_place(allocation, cpus_beside), enough, say)
                 return allocation
             if time.monotonic() >= deadline:
                 raise ResourceError(
@@ -239,6 +244,20 @@ def allocate(
                 announced = True
             demand.ask([_place(allocation, cpus_beside)] * enough)
             time.sleep(0.5)
+
+
+def _say_if_taken(place: dict[str, float], count: int, say: Callable[[str], None]) -> None:
+    """Tells why nothing happens for now, if others hold what the workers need."""
+    wanted = {name: count * amount for name, amount in place.items()}
+    deadline = time.monotonic() + _GIVING_BACK_SECONDS
+    while True:
+        free = ray.available_resources()
+        if all(free.get(name, 0.0) >= amount for name, amount in wanted.items()):
+            return
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(0.2)
+    say(f"waiting for {_describe(wanted)}: others hold all but {_describe(free)}")
 
 
 class _Demand:

@@ -1,8 +1,11 @@
 """The main job on a real cluster: two workers, lost workers and drivers, results and tracking."""
 
+import contextlib
 import shutil
 import signal
 import subprocess
+import sys
+import time
 
 import pytest
 import torch
@@ -192,6 +195,60 @@ def test_resources_that_are_not_there_are_an_error(cluster, tmp_path):
     )
     assert done.returncode == 1
     assert "1 CPU and 1 GPU each, not 0" in done.stderr or "1 GPU each, not 0" in done.stderr
+
+
+@contextlib.contextmanager
+def every_cpu_held(cluster):
+    """Another job has all CPUs of the cluster meanwhile."""
+    code = (
+        "import ray, time; ray.init(log_to_driver=False);"
+        "hold = ray.remote(num_cpus=4)(lambda: time.sleep(600));"
+        "held = hold.remote();"
+        "\nwhile ray.available_resources().get('CPU', 0): time.sleep(0.1)"
+        "\nprint('held', flush=True); ray.get(held)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            yield
+        finally:
+            other.kill()
+
+
+def read_until(job, start):
+    lines = []
+    for line in job.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            return
+    raise AssertionError(f"no line began with {start}: {''.join(lines)}")
+
+
+def test_a_job_that_waits_for_others_says_so_and_can_be_stopped(cluster, tmp_path):
+    with every_cpu_held(cluster):
+        job = cluster.start(tmp_path, "smoke", "--tracking.no-enabled")
+        read_until(job, "waiting for 4 CPU, 0 GPU: others hold all but 0 CPU")
+        read_until(job, "training:")
+        job.send_signal(signal.SIGTERM)
+        output, _ = job.communicate(timeout=120)
+    assert job.returncode != 0, output
+
+
+@pytest.mark.jobs
+def test_a_job_waits_longer_than_ray_train_would(cluster, tmp_path):
+    with every_cpu_held(cluster):
+        job = cluster.start(tmp_path, "smoke", "--tracking.no-enabled")
+        read_until(job, "training:")
+        time.sleep(130)  # Ray Train's own patience is twice 60 s.
+        assert job.poll() is None
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 0, output
 
 
 def test_a_cluster_that_does_not_answer_is_an_error_at_once(cluster, tmp_path):
