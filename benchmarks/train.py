@@ -11,11 +11,12 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from PIL import Image
 from record import spread, write_record
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from turns import Runner, ending, take_turns
 
 from cdvae_ray.config.presets import preset
 from cdvae_ray.core.cdvae import build_cdvae
@@ -44,6 +46,9 @@ STEPS = 8
 # An epoch of digits has 11 steps where one of CIFAR-10 has 391: a checkpoint every 110 steps is
 # still more often than any preset for CIFAR-10 has one. The last ten epochs are measured.
 EPOCHS, CHECKPOINT_EVERY = 20, 10
+STEPS_AN_EPOCH = 1437 // BATCH
+START_SECONDS = 40.0
+"""Until a job trains, which it may do before turns begin."""
 
 
 def job_flags(epochs: int = EPOCHS, checkpoint_every: int = CHECKPOINT_EVERY) -> tuple[str, ...]:
@@ -230,33 +235,21 @@ def plain_steps(images: ImageSet) -> Callable[[], None]:
 
 
 def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
-    """Steady-state seconds an epoch of the same loop without Ray, on Ray, and tracked as well."""
+    """Steady-state seconds an epoch of the same loop without Ray, on Ray, and tracked as well.
+
+    All train at the same time, in turns of seconds: see benchmarks/turns.py.
+    """
     commands = {
         "bare": [str(ROOT / "benchmarks/train.py"), "--threads", str(threads)],
         "ray": [str(ROOT / "jobs/train.py"), *job_flags(), "--tracking.no-enabled"],
         "ray and tracking": [str(ROOT / "jobs/train.py"), *job_flags()],
     }
     seconds: dict[str, list[float]] = {name: [] for name in commands}
-    step_milliseconds = 0.0
     for round_number in range(rounds):
-        for name, command in commands.items():
-            with tempfile.TemporaryDirectory() as folder:
-                own = (
-                    ["--bare-loop", str(Path(folder) / "runs/train/cdvae-bare")]
-                    if name == "bare"
-                    else ["--resources.cpus-per-worker", str(threads)]
-                )
-                subprocess.run(
-                    [sys.executable, *command, *own],
-                    cwd=folder,
-                    # What workers set for themselves, so that only Ray and tracking differ.
-                    env={**os.environ, **(CPU_WORKER_ENVIRONMENT if name == "bare" else {})},
-                    check=True,
-                    stdout=subprocess.DEVNULL,
-                )
-                each, step_milliseconds = steady_epoch(Path(folder) / "runs/train")
-                seconds[name].append(each)
-        shown = ", ".join(f"{name} {values[-1]:.2f} s" for name, values in seconds.items())
+        with tempfile.TemporaryDirectory() as name:
+            for what, found in run_in_turns(commands, Path(name), threads).items():
+                seconds[what].append(found)
+        shown = ", ".join(f"{what} {values[-1]:.2f} s" for what, values in seconds.items())
         print(f"an epoch on {threads} threads, round {round_number + 1}: {shown}", flush=True)
     ratios = {
         name: spread([a / b for a, b in zip(seconds[name], seconds["bare"], strict=True)])
@@ -267,24 +260,56 @@ def compare_jobs(rounds: int, threads: int) -> dict[str, Any]:
         print(f"{name} cost {ratio['median'] - 1:+.1%} an epoch")
     return {
         "what": "seconds an epoch of 11 steps in steady state, a checkpoint every ten epochs "
-        "included: jobs/train.py with 1 worker, without and with MLflow / the same fit() alone",
+        "included, all at once in turns of seconds: jobs/train.py with 1 worker, without and "
+        "with MLflow / the same fit() alone",
         "threads": threads,
         "ratio": ratios["ray and tracking"],
         "ratio_without_tracking": ratios["ray"],
         "seconds_an_epoch": {name: spread(values) for name, values in seconds.items()},
-        "step_milliseconds": step_milliseconds,
+        "step_milliseconds": 1000 * statistics.median(seconds["bare"]) / STEPS_AN_EPOCH,
     }
 
 
-def steady_epoch(runs: Path) -> tuple[float, float]:
-    """Seconds an epoch between the first and the last checkpoint, and milliseconds a step."""
+def run_in_turns(
+    commands: Mapping[str, Sequence[str]], folder: Path, threads: int
+) -> dict[str, float]:
+    """Seconds an epoch of each command, all of which train at the same time, in turns."""
+    runners: dict[str, Runner] = {}
+    with ending(runners):
+        for name, command in commands.items():
+            place = folder / name.replace(" ", "-")
+            place.mkdir()
+            own = (
+                ["--bare-loop", str(place / "runs/train/cdvae-bare")]
+                if name == "bare"
+                else ["--resources.cpus-per-worker", str(threads)]
+            )
+            # What workers set for themselves, so that only Ray and tracking differ.
+            extra = CPU_WORKER_ENVIRONMENT if name == "bare" else {}
+            runners[name] = Runner([sys.executable, *command, *own], place, {**os.environ, **extra})
+            time.sleep(START_SECONDS)
+            runners[name].pause()
+        take_turns(list(runners.values()))
+        return {
+            name: epoch_between_checkpoints(
+                folder / name.replace(" ", "-") / "runs/train", each.seconds_between
+            )
+            for name, each in runners.items()
+        }
+
+
+def epoch_between_checkpoints(
+    runs: Path, seconds_between: Callable[[float, float], float]
+) -> float:
+    """Seconds an epoch from the first to the last checkpoint of the run in a folder."""
     (run,) = runs.glob("cdvae-*")
     first, *_, last = sorted(run.glob("epoch-*"))
     written = [(each / "model.safetensors").stat().st_mtime for each in (first, last)]
-    facts = [json.loads((each / "manifest.json").read_text())["facts"] for each in (first, last)]
-    epochs = facts[1]["epochs_done"] - facts[0]["epochs_done"]
-    rate = facts[1]["metrics"]["images_per_second"]
-    return (written[1] - written[0]) / epochs, 1000 * BATCH / rate
+    done = [
+        json.loads((each / "manifest.json").read_text())["facts"]["epochs_done"]
+        for each in (first, last)
+    ]
+    return seconds_between(*written) / (done[1] - done[0])
 
 
 def bare_loop(run: Path) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 
 from attack_job import FLAGS, run_job, small_training, stored_rate
 from record import spread, write_record
-from train import ROOT, job_flags, steady_epoch
+from train import ROOT, epoch_between_checkpoints, job_flags
 
 EPOCHS, CHECKPOINT_EVERY = 6, 2
 """Four epochs are measured: what is compared differs by much more than a checkpoint's cost."""
@@ -52,7 +52,10 @@ def training(rounds: int) -> dict[str, Any]:
                     *("--resources.num-workers", str(workers)),
                     *("--resources.cpus-per-worker", str(threads), "--tracking.no-enabled"),
                 )
-                seconds[name].append(steady_epoch(Path(folder) / "runs/train")[0])
+                runs = Path(folder) / "runs/train"
+                seconds[name].append(
+                    epoch_between_checkpoints(runs, lambda first, last: last - first)
+                )
         say("an epoch of training", number, seconds, "s")
     return {
         "what": "seconds an epoch of jobs/train.py with 1 worker of 1 thread / with other workers "
