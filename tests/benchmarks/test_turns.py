@@ -23,7 +23,10 @@ def family(runner):
 
 
 def is_alive(process):
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_pause_stops_a_process_and_its_children_and_an_end_leaves_none(tmp_path):
