@@ -44,17 +44,19 @@ class Runner:
 
     def pause(self) -> None:
         """Its turn is over."""
-        for each in self._family():
+        family = self._family()
+        self._turns.append((self._began, time.time()))
+        for each in family:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.suspend()
-        self._turns.append((self._began, time.time()))
 
     def go_on(self) -> None:
         """Its turn begins."""
-        self._began = time.time()
         for each in self._family():
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.resume()
+        # A turn counts without the moments that many processes take to be found and woken.
+        self._began = time.time()
 
     def end(self) -> None:
         """Kills what is left of it."""
