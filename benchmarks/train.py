@@ -305,7 +305,7 @@ def epoch_between_checkpoints(
     (run,) = runs.glob("cdvae-*")
     first, *_, last = sorted(run.glob("epoch-*"))
     written = [(each / "model.safetensors").stat().st_mtime for each in (first, last)]
-    done = [
+    done: list[int] = [
         json.loads((each / "manifest.json").read_text())["facts"]["epochs_done"]
         for each in (first, last)
     ]

@@ -23,6 +23,7 @@ class Runner:
     def __init__(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str]
     ) -> None:
+        self._command = " ".join(command)
         self._process = subprocess.Popen(
             command, cwd=folder, env=dict(environment), stdout=subprocess.DEVNULL
         )
@@ -39,7 +40,7 @@ class Runner:
         if self._process.poll() is None:
             return False
         if self._process.returncode:
-            raise RuntimeError(f"{self._process.args} ended with {self._process.returncode}")
+            raise RuntimeError(f"{self._command} ended with {self._process.returncode}")
         return True
 
     def pause(self) -> None:
