@@ -47,6 +47,8 @@ STEPS = 8
 # still more often than any preset for CIFAR-10 has one. The last ten epochs are measured.
 EPOCHS, CHECKPOINT_EVERY = 20, 10
 STEPS_AN_EPOCH = 1437 // BATCH
+RUNS = "runs/train"
+"""Where jobs/train.py stores its run, below the folder that it is started in."""
 START_SECONDS = 40.0
 """Until a job trains, which it may do before turns begin."""
 
@@ -275,12 +277,13 @@ def run_in_turns(
 ) -> dict[str, float]:
     """Seconds an epoch of each command, all of which train at the same time, in turns."""
     runners: dict[str, Runner] = {}
+    places: dict[str, Path] = {}
     with ending(runners):
         for name, command in commands.items():
-            place = folder / name.replace(" ", "-")
+            places[name] = place = folder / name.replace(" ", "-")
             place.mkdir()
             own = (
-                ["--bare-loop", str(place / "runs/train/cdvae-bare")]
+                ["--bare-loop", str(place / RUNS / "cdvae-bare")]
                 if name == "bare"
                 else ["--resources.cpus-per-worker", str(threads)]
             )
@@ -291,9 +294,7 @@ def run_in_turns(
             runners[name].pause()
         take_turns(list(runners.values()))
         return {
-            name: epoch_between_checkpoints(
-                folder / name.replace(" ", "-") / "runs/train", each.seconds_between
-            )
+            name: epoch_between_checkpoints(places[name] / RUNS, each.seconds_between)
             for name, each in runners.items()
         }
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from attack_job import FLAGS, run_job, small_training, stored_rate
 from record import spread, write_record
-from train import ROOT, epoch_between_checkpoints, job_flags
+from train import ROOT, RUNS, epoch_between_checkpoints, job_flags
 
 EPOCHS, CHECKPOINT_EVERY = 6, 2
 """Four epochs are measured: what is compared differs by much more than a checkpoint's cost."""
@@ -52,7 +52,7 @@ def training(rounds: int) -> dict[str, Any]:
                     *("--resources.num-workers", str(workers)),
                     *("--resources.cpus-per-worker", str(threads), "--tracking.no-enabled"),
                 )
-                runs = Path(folder) / "runs/train"
+                runs = Path(folder) / RUNS
                 seconds[name].append(
                     epoch_between_checkpoints(runs, lambda first, last: last - first)
                 )

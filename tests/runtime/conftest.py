@@ -127,6 +127,16 @@ def wait_for(condition, what, seconds=300):
     return found
 
 
+def read_until(job, start):
+    """The lines that a running job prints up to one that begins so."""
+    lines = []
+    for line in job.stdout:
+        lines.append(line)
+        if line.startswith(start):
+            return lines
+    raise AssertionError(f"no line began with {start}: {''.join(lines)}")
+
+
 def run_folder(storage):
     """The folder of the one run below a storage root, once it is there."""
     return wait_for(lambda: next(iter(storage.glob("train/cdvae-*")), None), "run folder")

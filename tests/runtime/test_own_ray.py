@@ -7,7 +7,7 @@ import sys
 import psutil
 import pytest
 
-from .conftest import ROOT, wait_for
+from .conftest import ROOT, read_until, wait_for
 
 JOB = [
     *("smoke", "--training.epochs", "40", "--tracking.no-enabled"),
@@ -38,11 +38,7 @@ def test_helpers_of_a_ray_of_its_own_stand_back_and_the_job_ends_well(tmp_path):
         stderr=subprocess.STDOUT,
         text=True,
     ) as job:
-        lines = []
-        for line in job.stdout:
-            lines.append(line)
-            if line.startswith("epoch"):
-                break
+        lines = read_until(job, "epoch")
 
         def standing_back():
             return {

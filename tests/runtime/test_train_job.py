@@ -15,7 +15,7 @@ import cdvae_ray
 from cdvae_ray.config.data import DataConfig
 from cdvae_ray.data.load import load_splits
 
-from .conftest import ROOT, kill, run_folder, summary, wait_for
+from .conftest import ROOT, kill, read_until, run_folder, summary, wait_for
 
 # Long enough that a process can be killed in the middle, short enough to wait for.
 STEADY = [
@@ -219,15 +219,6 @@ def every_cpu_held(cluster):
             yield
         finally:
             other.kill()
-
-
-def read_until(job, start):
-    lines = []
-    for line in job.stdout:
-        lines.append(line)
-        if line.startswith(start):
-            return
-    raise AssertionError(f"no line began with {start}: {''.join(lines)}")
 
 
 def test_a_job_that_waits_for_others_says_so_and_can_be_stopped(cluster, tmp_path):
