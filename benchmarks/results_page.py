@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from marks import fill
 
+from cdvae_ray.evaluation.defense_table import CLEAN, WORST_OF_ALL
 from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.layout import markdown_table
 from cdvae_ray.evaluation.seed_tables import SeedRow
@@ -69,11 +70,14 @@ def _evasion(key: tuple[str, ...]) -> tuple[str, str] | None:
     return f"{method} on {SPACE_SYMBOLS.get(space, space)}", f"{who}, at {float(rate):.0%} FPR"
 
 
-def _defences(key: tuple[str, ...]) -> tuple[str, str] | None:
-    threat, defense, quantity = key
-    if quantity == "clean":
-        return defense, "clean"
-    return defense, f"{quantity}, {threat.partition(':')[0].lower()}"
+def _defences(threat: str) -> Callable[[tuple[str, ...]], tuple[str, str] | None]:
+    """Of the attacks of one threat model, beside the accuracy without any."""
+
+    def of(key: tuple[str, ...]) -> tuple[str, str] | None:
+        made, defense, quantity = key
+        return (defense, quantity) if quantity == CLEAN or made.startswith(threat) else None
+
+    return of
 
 
 PIVOTS = (
@@ -144,8 +148,27 @@ PIVOTS = (
         _evasion,
         "detector",
     ),
-    Pivot("Table 6, accuracy in percent", "Table 6", "accuracy", _defences, "defence"),
-    Pivot("Table 7, accuracy in percent", "Table 7", "accuracy", _defences, "defence"),
+    Pivot(
+        "Table 6, attacks made on D(x), which know nothing of the defence: accuracy in percent",
+        "Table 6",
+        "accuracy",
+        _defences("transfer"),
+        "defence",
+    ),
+    Pivot(
+        "Table 6, white-box attacks on the whole defence: accuracy in percent",
+        "Table 6",
+        "accuracy",
+        _defences("white-box"),
+        "defence",
+    ),
+    Pivot(
+        "Table 7, white-box attacks on the whole defence: accuracy in percent",
+        "Table 7",
+        "accuracy",
+        _defences("white-box"),
+        "defence",
+    ),
 )
 
 
@@ -290,10 +313,17 @@ def front_table(rows: list[SeedRow]) -> str:
     for row in rows:
         if (
             row.view.startswith("Table 6")
-            and row.key[2] in ("clean", MAIN, "worst of all")
+            and row.key[2] in (CLEAN, MAIN, WORST_OF_ALL)
             and row.key[1] in ("Normal", "Ours")
         ):
             add(f"accuracy of {row.key[1]}, {row.key[2]}", row.key[0], row)
+    for row in rows:
+        if (
+            row.view.startswith("Table 7")
+            and row.key[2] in (CLEAN, WORST_OF_ALL)
+            and row.key[1] in ("AT PGD-Linf", "Ours-Linf")
+        ):
+            add(f"accuracy of {row.key[1]} (Table 7), {row.key[2]}", row.key[0], row)
     header = ["quantity", "threat model", "ours, percent", "paper", "n"]
     return markdown_table(header, lines)
 

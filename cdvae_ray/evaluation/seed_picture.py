@@ -26,7 +26,8 @@ def seed_picture(rows: Sequence[SeedRow], *, caption: str) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    panels = [panel for panel in (_detection(rows), _defences(rows), _gamma(rows)) if panel]
+    drawn = (_detection(rows), _defences(rows, "Table 6"), _defences(rows, "Table 7"), _gamma(rows))
+    panels = [panel for panel in drawn if panel]
     if not panels:
         raise DataError(
             "results to draw",
@@ -57,15 +58,15 @@ def _detection(rows: Sequence[SeedRow]) -> Callable[[Any], None] | None:
     return _points(chosen, title=title, chance=50.0) if chosen else None
 
 
-def _defences(rows: Sequence[SeedRow]) -> Callable[[Any], None] | None:
+def _defences(rows: Sequence[SeedRow], table: str) -> Callable[[Any], None] | None:
     chosen = {
         f"{defense}, {quantity}; {threat.partition(':')[0]}": row
         for row in rows
-        if row.view.startswith("Table 6")
+        if row.view.startswith(table)
         for threat, defense, quantity in [row.key]
         if quantity in (CLEAN, WORST_OF_ALL)
     }
-    return _points(chosen, title="Accuracy of defences (Table 6)", chance=None) if chosen else None
+    return _points(chosen, title=f"Accuracy of defences ({table})", chance=None) if chosen else None
 
 
 def _points(
@@ -112,7 +113,8 @@ def _gamma(rows: Sequence[SeedRow]) -> Callable[[Any], None] | None:
                 values = [100 * value for value in row.values if value is not None]
                 axis.plot([gamma] * len(values), values, "o", markersize=3, color=color)
         axis.set_xscale("log")
-        axis.set_ylim(-2, 102)
+        # A reconstruction further from the image than nothing at all has an accuracy below zero.
+        axis.set_ylim(min(0.0, axis.get_ylim()[0]) - 2, 102)
         axis.set_xlabel("gamma", fontsize=8)
         axis.set_ylabel("percent", fontsize=8)
         axis.set_title("Objectives against gamma (Figure 4)", fontsize=9)
