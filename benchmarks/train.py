@@ -26,7 +26,7 @@ from PIL import Image
 from record import spread, write_record
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from turns import Runner, ending, take_turns
+from turns import PATIENT_RAY, Runner, ending, take_turns
 
 from cdvae_ray.config.presets import preset
 from cdvae_ray.core.cdvae import build_cdvae
@@ -288,7 +288,7 @@ def run_in_turns(
                 else ["--resources.cpus-per-worker", str(threads)]
             )
             # What workers set for themselves, so that only Ray and tracking differ.
-            extra = CPU_WORKER_ENVIRONMENT if name == "bare" else {}
+            extra = CPU_WORKER_ENVIRONMENT if name == "bare" else PATIENT_RAY
             runners[name] = Runner([sys.executable, *command, *own], place, {**os.environ, **extra})
             time.sleep(START_SECONDS)
             runners[name].pause()

@@ -37,6 +37,8 @@ OWN_RAY_ENVIRONMENT = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     # Seconds from one look for new logs to the next: nobody here is sent them.
     "LOG_NAME_UPDATE_INTERVAL_S": "60",
+    # From one look at what processes use to the next.
+    "REPORTER_UPDATE_INTERVAL_MS": "60000",
 }
 """A Ray that only this job uses, on one machine, has nobody to report to and no node to lose: its
 reporters and watchers would take their time from training. A cluster keeps its own settings."""
