@@ -74,7 +74,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     results: dict[str, Any] = {
         "what": "seconds of an attack / seconds of a bare loop of as many forwards and input "
-        "gradients; 'ours' keeps the last iterate and drops nothing, 'ours, best' keeps the best "
+        "gradients, channels-first; 'ours' keeps the last iterate and drops nothing, 'ours, "
+        "channels_last' is the same in the layout that jobs use, 'ours, best' keeps the best "
         "and drops images once fooled; the C&W of torchattacks may stop before its last step",
         "threads": arguments.threads,
         "batch": arguments.batch,

@@ -50,12 +50,11 @@ class Comparison(NamedTuple):
 
     @property
     def change(self) -> float | None:
-        """Part by which the median became better (above 0) or worse (below)."""
+        """Part of before by which the median became better (above 0) or worse (below)."""
         if self.before is None or self.now is None:
             return None
-        if self.measure.better == "more":
-            return self.now.median / self.before.median - 1
-        return self.before.median / self.now.median - 1
+        grown = self.now.median / self.before.median - 1
+        return grown if self.measure.better == "more" else -grown
 
     @property
     def is_regression(self) -> bool:
@@ -99,7 +98,7 @@ MEASURES: tuple[Measure, ...] = (
     *(
         Measure(
             ATTACKS,
-            f"{attack}, seconds / a bare loop of its gradients",
+            f"{attack}, channels-last, seconds / a bare loop of its gradients, channels-first",
             "attacks",
             ("WRN-10-1", attack, "ours, channels_last"),
             "less",
@@ -109,7 +108,7 @@ MEASURES: tuple[Measure, ...] = (
     *(
         Measure(
             ATTACKS,
-            f"{attack} keeping the best, seconds / a bare loop of its gradients",
+            f"{attack} keeping the best, channels-first, seconds / the same loop",
             "attacks",
             ("WRN-10-1", attack, "ours, best"),
             "less",

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from cdvae_ray.tracking import environment_facts, git_commit
 
 RECORDS = Path(__file__).parent / "records"
@@ -21,7 +23,8 @@ def write_record(name: str, results: dict[str, Any]) -> Path:
     record = {
         "date": datetime.now(UTC).date().isoformat(),
         "commit": git_commit(Path(__file__).parent),
-        "machine": f"{_processor()}, {os.cpu_count()} CPUs",
+        "machine": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, "
+        f"{os.cpu_count()} CPUs",
         "environment": environment_facts(),
         "results": results,
     }

@@ -32,6 +32,8 @@ RESULTS = ROOT / "docs/results"
 COMMAND = "python benchmarks/results_page.py"
 NAME = "three-seeds"
 COPIED = ("seeds.json", "report.md", "seeds.png")
+IMAGES = """**The images are CIFAR-10 re-encoded as JPEG, not bit-identical to CIFAR-10, and the
+networks far smaller than the paper's**: its numbers are for orientation ([more](README.md))."""
 MAIN = "PGD-Linf"
 
 
@@ -190,6 +192,14 @@ def copy_report(report: str, name: str) -> None:
     artifact = read_artifact(root, stored, kind=REPORT_KIND)
     for file in COPIED:
         (RESULTS / f"{name}{Path(file).suffix}").write_bytes(artifact.files[file])
+    page = RESULTS / f"{name}.md"
+    page.write_text(say_which_images(page.read_text()))
+
+
+def say_which_images(page: str) -> str:
+    """A report's page with what its settings do not tell of the images, below its title."""
+    title, _, rest = page.partition("\n")
+    return f"{title}\n\n{IMAGES}\n{rest}"
 
 
 def committed_rows(folder: Path) -> list[SeedRow]:
@@ -250,8 +260,9 @@ def pivot(table: Pivot, rows: Iterable[SeedRow]) -> str:
     if not cells:
         return ""
     lines = [[name, *(found.get(each, "") for each in columns)] for name, found in cells.items()]
-    n = f"n = {min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
-    return f"{markdown_table([table.corner, *columns], lines)}\n\n{n} images a seed."
+    n = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "")
+    least = f"n, of each number in the seed that had the fewest images: {n}."
+    return f"{markdown_table([table.corner, *columns], lines)}\n\n{least}"
 
 
 def cell(row: SeedRow) -> str:
@@ -324,7 +335,7 @@ def front_table(rows: list[SeedRow]) -> str:
             and row.key[1] in ("AT PGD-Linf", "Ours-Linf")
         ):
             add(f"accuracy of {row.key[1]} (Table 7), {row.key[2]}", row.key[0], row)
-    header = ["quantity", "threat model", "ours, percent", "paper", "n"]
+    header = ["quantity", "threat model", "ours, percent", "paper", "n, least"]
     return markdown_table(header, lines)
 
 

@@ -46,7 +46,7 @@ def main() -> None:
     before, now = committed_records(), records()
     comparisons = compare(before, now)
     other = changed_conditions(before, now)
-    write_record("summary", summary(comparisons, other))
+    write_record("summary", summary(comparisons, other, now))
     rows = table(comparisons)
     write_page({"measures": rows, "profile": profile_table(), "ablation": ablation_table()})
     print(f"\n{rows}\n")
@@ -83,8 +83,10 @@ def committed_records() -> dict[str, dict[str, Any]]:
     return found
 
 
-def summary(comparisons: list[Comparison], other: list[str]) -> dict[str, Any]:
-    """Every measure as JSON values."""
+def summary(
+    comparisons: list[Comparison], other: list[str], now: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    """Every measure as JSON values, with the day, commit and machine of its record."""
     return {
         "what": "ratios of what was measured in turns in one run; medians over rounds",
         "regression": REGRESSION,
@@ -94,6 +96,9 @@ def summary(comparisons: list[Comparison], other: list[str]) -> dict[str, Any]:
                 "group": each.measure.group,
                 "name": each.measure.name,
                 "record": each.measure.record,
+                "made": {
+                    fact: now[each.measure.record][fact] for fact in ("date", "commit", "machine")
+                },
                 "better": each.measure.better,
                 "now": each.now._asdict() if each.now else None,
                 "before": each.before._asdict() if each.before else None,

@@ -47,8 +47,10 @@ def _of_form(measured: Measured, device: torch.device) -> dict[str, Any]:
         wait_for(device)
     own: list[tuple[float, int, str]] = []
     for event in profiled.key_averages():
-        # Kernels count, not the host's calls that started them: those would count twice.
-        if event.device_type.name == ("CUDA" if is_cuda else "CPU"):
+        # Kernels count, not the host's calls that started them nor the ranges that enclose them:
+        # those would count twice.
+        is_range = is_cuda and event.is_user_annotation
+        if event.device_type.name == ("CUDA" if is_cuda else "CPU") and not is_range:
             micro = event.self_device_time_total if is_cuda else event.self_cpu_time_total
             own.append((micro / 1000 / _STEPS, event.count // _STEPS, event.key))
     own.sort(reverse=True)

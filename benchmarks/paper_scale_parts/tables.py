@@ -148,7 +148,6 @@ class Tables:
         # Where time is short, one attack that transfers and one that does not come first.
         units += [first for first, *_ in defense]
         return units + detection + [each for _, *rest in defense for each in rest] + last
-        return units + last
 
     def _cross(self, name: str, classifier: ImageClassifier) -> Rows:
         """Table 3: a classifier on x, G(x) and R(x) of all test images."""

@@ -54,7 +54,7 @@ def test_every_number_stands_in_the_line_and_column_of_its_key(rows):
         "attacks on D(R(x)) through the whole CD-VAE |" in text
     )
     assert "| MD on x | 85.0 ± 63.5 (95.4) | 50.0 ± 0.0 |" in text
-    assert "n = 40 to 50 images a seed" in text
+    assert "n, of each number in the seed that had the fewest images: 40 to 50." in text
     head = "### Table 6, white-box attacks on the whole defence: accuracy in percent"
     assert f"{head}\n\n| defence | worst of all |\n" in text
     assert "which know nothing of the defence" not in text
