@@ -10,7 +10,7 @@ CdvaeError
 ├── AttackError          attack generation that cannot go on
 ├── CheckError           results that failed their own checks
 └── TrainingError        training that cannot go on
-    └── NonFiniteLossError   the loss became NaN or infinite
+    └── NonFiniteLossError   the loss, a weight or a final number became NaN or infinite
 
 Each message is one line: what, got, expected, remedy. No part of it shows a password, a key or the
 options of an address.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -22,7 +23,13 @@ from cdvae_ray.data.images import ImageSet
 from cdvae_ray.data.load import TrainingData, TrainingImages, load_for_training
 from cdvae_ray.data.stream_order import StreamOrder
 from cdvae_ray.data.streamed import StreamedImages
-from cdvae_ray.errors import CdvaeError, CheckpointError, ConfigError, TrainingError
+from cdvae_ray.errors import (
+    CdvaeError,
+    CheckpointError,
+    ConfigError,
+    NonFiniteLossError,
+    TrainingError,
+)
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers
 from cdvae_ray.evaluation.results import TableRow, table_columns
 from cdvae_ray.runtime import cluster
@@ -247,6 +254,9 @@ def _plan(job: TrainingJob, preset: str, splits: TrainingData, task: Task, say: 
     )
     train_digest = _train_digest(config, splits.train)
     identity = job.identity(precision=precision, train_digest=train_digest)
+    if not config.training.sync_batch_norm and counts[-1] > 1:
+        # Then the weights are those of just so many workers.
+        identity["workers"] = list(counts)
     digest = digest_of(identity)
     evaluated = job.evaluation_identity(training_digest=digest, test_digest=splits.test.digest)
     return _Plan(
@@ -468,8 +478,22 @@ def _fit(
             remedy="--resume goes on from the last checkpoint",
         )
     numbers: FinalNumbers = result.return_value
+    _require_finite(numbers.metrics)
     numbers.metrics["images_per_second"] = _images_per_second(plan, reports)
     return numbers
+
+
+def _require_finite(metrics: dict[str, float]) -> None:
+    """Finite weights can still give none: such a model is no result."""
+    bad = [name for name, value in metrics.items() if not math.isfinite(value)]
+    if bad:
+        raise NonFiniteLossError(
+            "the final numbers",
+            got=f"NaN or infinity in {', '.join(bad)}",
+            expected="finite numbers",
+            remedy="lower --training.learning-rate or set --training.max-gradient-norm, and pass "
+            "--overwrite; the checkpoints are kept until then",
+        )
 
 
 def _num_workers(resources: ResourcesConfig) -> int | tuple[int, int]:

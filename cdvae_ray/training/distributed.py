@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -48,6 +50,13 @@ def from_rank_zero(number: int, device: torch.device) -> int:
     if world_size() > 1:
         dist.broadcast(values, src=0)
     return int(values.item())
+
+
+def copy_from_rank_zero(tensors: Iterable[Tensor]) -> None:
+    """Overwrites every rank's tensors by rank 0's."""
+    if world_size() > 1:
+        for each in tensors:
+            dist.broadcast(each, src=0)
 
 
 def raise_together(error: CdvaeError | None, device: torch.device, *, doing: str) -> None:

@@ -12,13 +12,23 @@ from cdvae_ray.core.metrics import Tally
 from cdvae_ray.core.random import derive_seed
 from cdvae_ray.data.batches import BatchSource
 from cdvae_ray.errors import DataError, NonFiniteLossError, TrainingError
-from cdvae_ray.training.distributed import all_reduce_min, all_reduce_sum, rank, world_size
+from cdvae_ray.training.distributed import (
+    all_reduce_min,
+    all_reduce_sum,
+    raise_together,
+    rank,
+    world_size,
+)
 from cdvae_ray.training.recalibration import check_recalibration, recalibrate
 from cdvae_ray.training.schedule import learning_rate
 from cdvae_ray.training.state import TrainState
 
 _CHECK_STEPS = 50
 """Steps between looks at the loss, each of which waits for the device."""
+_REMEDY = (
+    "lower --training.learning-rate or set --training.max-gradient-norm; the last checkpoint is "
+    "kept"
+)
 
 
 class Progress(NamedTuple):
@@ -50,7 +60,8 @@ def train_epoch(
     """Trains on every batch of an epoch. Called by every rank.
 
     Raises:
-        NonFiniteLossError: on all ranks together, once any rank's loss is NaN or infinite.
+        NonFiniteLossError: on all ranks together, once any rank's loss is NaN or infinite, or a
+            weight is after the last step.
         DataError: on all ranks together, once more images are undecodable than the source allows.
         TrainingError: the source gave another number of batches than it promised.
         ConfigError: the loss allows no recalibration, which was asked for.
@@ -101,6 +112,8 @@ def train_epoch(
     recalibration_steps = state.task.training.recalibration_steps
     if recalibration_steps and epoch + 1 == state.task.training.epochs:
         recalibrate(state, source, epoch=epoch, steps=recalibration_steps)
+    state.share_statistics()
+    _stop_if_spoilt(state, epoch)
     metrics["epoch_seconds"] = seconds
     metrics["images_per_second"] = tally.count / seconds
     return EpochReport(epoch, metrics, tally.count, seconds)
@@ -124,6 +137,19 @@ def _count_corrupt(source: BatchSource, epoch: int, device: torch.device) -> dic
     return {"train_corrupt_images": float(count)}
 
 
+def _stop_if_spoilt(state: TrainState, epoch: int) -> None:
+    """What the last step made of the weights is in no loss; a checkpoint of it must not be."""
+    error = None
+    if (name := state.non_finite()) is not None:
+        error = NonFiniteLossError(
+            f"{name} after epoch {epoch}",
+            got="NaN or infinity",
+            expected="finite numbers",
+            remedy=_REMEDY,
+        )
+    raise_together(error, state.device, doing=f"epoch {epoch}")
+
+
 def _stop_if_bad(first_bad: torch.Tensor, epoch: int) -> None:
     step = float(all_reduce_min(first_bad.clone()).item())
     if step != float("inf"):
@@ -131,6 +157,5 @@ def _stop_if_bad(first_bad: torch.Tensor, epoch: int) -> None:
             f"loss at epoch {epoch}, step {int(step)}",
             got="NaN or infinity",
             expected="a finite number",
-            remedy="lower --training.learning-rate or set --training.max-gradient-norm; "
-            "the last checkpoint is kept",
+            remedy=_REMEDY,
         )

@@ -16,7 +16,7 @@ from cdvae_ray.core.mixup import mixup
 from cdvae_ray.core.sync_batch_norm import synchronize_batch_norm
 from cdvae_ray.data.batches import Batch
 from cdvae_ray.errors import CheckpointError, ConfigError
-from cdvae_ray.training.distributed import world_size
+from cdvae_ray.training.distributed import copy_from_rank_zero, world_size
 from cdvae_ray.training.optimizer import (
     build_optimizer,
     expected_names,
@@ -185,6 +185,33 @@ class TrainState:
             return {}
         is_last = epoch + 1 == self.task.training.epochs
         return self.batch_loss.end_epoch(self.replica, epoch=epoch, is_last=is_last)
+
+    def share_statistics(self) -> None:
+        """Gives every rank rank 0's running statistics, where layers do not synchronise them.
+
+        They are the model's, which a checkpoint holds; DistributedDataParallel brings them to the
+        others before a forward pass of training alone, and none follows the last step.
+        """
+        if not self.task.training.sync_batch_norm:
+            copy_from_rank_zero(self.model.buffers())
+
+    def non_finite(self) -> str | None:
+        """The name of a weight, buffer or optimiser tensor with NaN or infinity in it, if any."""
+        named = dict(self.model.state_dict())
+        for name, parameter in self.model.named_parameters():
+            kept = self.optimizer.state.get(parameter, {})
+            named |= {f"{name}/{part}": each for part, each in kept.items()}
+        floats = {
+            name: each
+            for name, each in named.items()
+            if isinstance(each, Tensor) and each.is_floating_point()
+        }
+        # One look for all of them: each look waits for the device.
+        found = torch.stack([each.isfinite().all().to(self.device) for each in floats.values()])
+        sound = found.tolist()
+        return next(
+            (name for name, is_sound in zip(floats, sound, strict=True) if not is_sound), None
+        )
 
     def _loss_tensors(self) -> dict[str, Tensor]:
         return self.batch_loss.tensors if isinstance(self.batch_loss, StatefulLoss) else {}

@@ -160,6 +160,35 @@ def test_a_non_finite_loss_stops_training_and_keeps_the_last_checkpoint(tmp_path
     assert make_run(tmp_path).resume() == 1
 
 
+def test_weights_that_the_last_step_spoils_are_not_checkpointed(tmp_path, make_run):
+    run = make_run(tmp_path, epochs=2)
+    weight = run.state.model.classifier.linear.weight
+    steps = 0
+
+    def spoil(gradient):
+        nonlocal steps
+        steps += 1
+        return gradient * (math.nan if steps == 2 * run.source.batches_per_epoch else 1.0)
+
+    weight.register_hook(spoil)
+    with pytest.raises(
+        NonFiniteLossError, match=r"classifier\.linear\.weight after epoch 1: got NaN"
+    ):
+        run.fit()
+    assert checkpoint_names(run.store) == ["epoch-0001"]
+
+
+def test_what_is_not_finite_is_named(make_run, tmp_path):
+    state = make_run(tmp_path, epochs=1).fit().state
+    assert state.non_finite() is None
+    state.model.classifier.bn1.running_var[0] = math.inf
+    assert state.non_finite() == "classifier.bn1.running_var"
+    state.model.classifier.bn1.running_var[0] = 1.0
+    moments = state.optimizer.state[state.model.classifier.linear.bias]
+    moments["exp_avg"][0] = math.nan
+    assert state.non_finite() == "classifier.linear.bias/exp_avg"
+
+
 def test_a_storage_that_cannot_be_written_stops_training_with_one_line(tmp_path, make_run):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"epoch-0001: got .*; check the path"):

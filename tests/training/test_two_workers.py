@@ -138,6 +138,29 @@ def test_two_workers_train_a_classifier_like_one(tmp_path):
     assert first["evaluation"] == one["evaluation"]
 
 
+def train_without_synchronised_statistics(rank, world_size, port, folder):
+    start(rank, world_size, port)
+    state = TrainState(tiny_task(epochs=1, sync_batch_norm=False, recalibration_steps=2), CPU)
+    source = InMemoryBatches(
+        tiny_images(), global_batch_size=16, seed=0, rank=rank, world_size=world_size
+    )
+    train_epoch(state, source, 0, on_progress=lambda progress: None)
+    tensors = state.model_tensors()
+    content = {
+        name: tensors[name].double().flatten().tolist()
+        for name in ("classifier.bn1.running_mean", "classifier.linear.weight")
+    }
+    with open(f"{folder}/{world_size}-{rank}.json", "w") as file:  # noqa: PTH123
+        json.dump(content, file)
+    finish()
+
+
+@pytest.mark.timeout(240)
+def test_ranks_with_statistics_of_their_own_end_an_epoch_with_those_of_the_checkpoint(tmp_path):
+    first, second = spawn(train_without_synchronised_statistics, 2, tmp_path)
+    assert first == second
+
+
 def stop_together(rank, world_size, port, folder):
     start(rank, world_size, port)
     seen = {}
