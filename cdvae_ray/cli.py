@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import tyro
 
 from cdvae_ray.config.tracking import TrackingConfig
-from cdvae_ray.errors import CdvaeError, ConfigError, holds_secrets
+from cdvae_ray.errors import CdvaeError, ConfigError, StorageError, holds_secrets
 from cdvae_ray.evaluation.results import table_text
 from cdvae_ray.evaluation.search_table import search_text
 
@@ -48,7 +49,8 @@ def parse(
         choose: a preset's config, or an error that names the presets.
 
     Raises:
-        ConfigError: an address that jobs write down holds credentials.
+        ConfigError: an address that jobs write down holds credentials, or the summary cannot be
+            written where it is to go.
     """
     given, arguments = _given_preset(arguments)
     name = default_preset if given is None else given
@@ -62,7 +64,22 @@ def parse(
         f"Defaults below are those of {name}.",
     )
     _refuse_secrets(config)
+    if (summary := getattr(config, "summary", None)) is not None:
+        _require_writable(summary)
     return name, config
+
+
+def _require_writable(path: Path) -> None:
+    """Says before the work, and not after it, that a summary cannot be written there."""
+    place = next(each for each in path.absolute().parents if each.exists())
+    is_folder = path.is_dir()
+    if is_folder or not place.is_dir() or not os.access(place, os.W_OK):
+        raise ConfigError(
+            f"summary {path}",
+            got="a folder" if is_folder else f"{place}, which cannot be written to",
+            expected="a file in a folder that can be written to",
+            remedy="correct --summary",
+        )
 
 
 def _refuse_secrets(value: Any, what: str = "") -> None:
@@ -111,7 +128,11 @@ def write_summary(
     config_digest: str,
     metrics: Mapping[str, float],
 ) -> None:
-    """Writes a job's final numbers as JSON, whole or not at all."""
+    """Writes a job's final numbers as JSON, whole or not at all.
+
+    Raises:
+        StorageError: the place cannot be written to, or is full.
+    """
     summary = {
         "job": job,
         "run_id": run_id,
@@ -119,10 +140,21 @@ def write_summary(
         "config_digest": config_digest,
         "metrics": dict(metrics),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
+    content = json.dumps(summary, indent=2, allow_nan=False) + "\n"
     aside = path.with_name(f".partial-{path.name}-{os.getpid()}")
-    aside.write_text(json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    aside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside.write_text(content)
+        aside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            aside.unlink(missing_ok=True)
+        raise StorageError(
+            f"summary {path}",
+            got=error.strerror or str(error),
+            expected="a writable place with room",
+            remedy="correct --summary; the results are stored, and the same command finds them",
+        ) from error
 
 
 def conclude_training(

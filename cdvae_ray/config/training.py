@@ -67,6 +67,13 @@ class TrainingConfig:
         at_least("training.max_gradient_value", self.max_gradient_value, 0.0)
         at_least("training.warmup_epochs", self.warmup_epochs, 0)
         at_least("training.recalibration_steps", self.recalibration_steps, 0)
+        require(
+            self.schedule != "cosine" or self.minimum_learning_rate <= self.learning_rate,
+            "training.minimum_learning_rate",
+            got=self.minimum_learning_rate,
+            expected=f"at most the learning rate {self.learning_rate}",
+            remedy="lower --training.minimum-learning-rate",
+        )
         epochs = self.step_epochs
         require(
             bool(epochs) == (self.schedule == "steps")

@@ -12,6 +12,7 @@ from cdvae_ray.core.build_network import build_network
 from cdvae_ray.core.inputs import register_pixel_units, require_dataset, require_images
 from cdvae_ray.core.vae import ConvVae, Posterior
 from cdvae_ray.core.vq_vae import Quantized, VqVae
+from cdvae_ray.errors import ConfigError
 
 Latent: TypeAlias = Posterior | Quantized
 """What G knows of images: q(z|x) of a convolutional VAE, or the codes of a VQ-VAE."""
@@ -41,6 +42,34 @@ class Decomposition(NamedTuple):
     """q(z|x) or codes."""
     logits: Tensor
     """D(R(x)), (N, classes)."""
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of q(z|x), (N, Z).
+
+        Raises:
+            ConfigError: the generator is a VQ-VAE, which has codes instead.
+        """
+        return self._posterior().mean
+
+    @property
+    def log_var(self) -> Tensor:
+        """Log-variance of q(z|x), (N, Z).
+
+        Raises:
+            ConfigError: the generator is a VQ-VAE, which has codes instead.
+        """
+        return self._posterior().log_var
+
+    def _posterior(self) -> Posterior:
+        if not isinstance(self.latent, Posterior):
+            raise ConfigError(
+                "q(z|x)",
+                got="the codes of a VQ-VAE",
+                expected="the Gaussian of a convolutional VAE",
+                remedy="read them from latent",
+            )
+        return self.latent
 
 
 class CDVAE(nn.Module):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -33,15 +34,16 @@ def load_folder(
         test_limit: the same for test images.
 
     Raises:
-        DataError: a folder is missing, a training class is empty, a test class is not among the
-            training classes, there are fewer images than a limit, or a chosen file cannot be
-            decoded.
+        DataError: a folder is missing or unreadable, a training class is empty, a test class is not
+            among the training classes, there are fewer images than a limit, or a chosen file cannot
+            be decoded.
     """
-    root, class_names = _listed_classes(path)
-    return Splits(
-        train=_load_split(root, "train", class_names, image_size, train_limit),
-        test=_load_split(root, "test", class_names, image_size, test_limit),
-    )
+    with _readable(path):
+        root, class_names = _listed_classes(path)
+        return Splits(
+            train=_load_split(root, "train", class_names, image_size, train_limit),
+            test=_load_split(root, "test", class_names, image_size, test_limit),
+        )
 
 
 def load_folder_split(
@@ -58,8 +60,23 @@ def load_folder_split(
     Raises:
         DataError: as for `load_folder`, of the half and of the class folders of the other.
     """
-    root, class_names = _listed_classes(path)
-    return _load_split(root, split, class_names, image_size, limit)
+    with _readable(path):
+        root, class_names = _listed_classes(path)
+        return _load_split(root, split, class_names, image_size, limit)
+
+
+@contextmanager
+def _readable(path: str) -> Iterator[None]:
+    """Makes one line of what the system refuses."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(
+            f"data.path {path}",
+            got=f"{error.strerror or error}: {error.filename or path}",
+            expected="folders and files that can be read",
+            remedy="check their permissions",
+        ) from error
 
 
 def _listed_classes(path: str) -> tuple[Path, list[str]]:

@@ -50,12 +50,16 @@ from cdvae_ray.evaluation.study_table import (
     row_columns,
     similarity_rows,
 )
-from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.attack import MadeSet, make_sets
 from cdvae_ray.runtime.parts import network_at, require_fit, require_same_cdvae
 from cdvae_ray.runtime.pool import Say
 from cdvae_ray.runtime.row_sets import RowSetPlan, make_row_sets
-from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
+from cdvae_ray.runtime.tracked import (
+    embedded_root,
+    ending,
+    require_lasting_places,
+    tracking_address,
+)
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import row_shards
 from cdvae_ray.storage.store import Store, to_json_bytes
@@ -126,7 +130,7 @@ def analyze(config: StudyJobConfig, *, preset: str, say: Say) -> StudyOutcome:
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     config.require_parts()
     job = _resolve(config, preset, say)
     writer = open_writer(

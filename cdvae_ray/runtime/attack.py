@@ -35,7 +35,6 @@ from cdvae_ray.evaluation.attack_report import (
     strength_variants,
 )
 from cdvae_ray.evaluation.image_source import StoredSet
-from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.attack_actor import (
     AttackActor,
     AttackDone,
@@ -53,7 +52,12 @@ from cdvae_ray.runtime.parts import (
 )
 from cdvae_ray.runtime.pool import PoolLines, Say, connect_pool, run_on_pool
 from cdvae_ray.runtime.shared_images import share_images
-from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
+from cdvae_ray.runtime.tracked import (
+    embedded_root,
+    ending,
+    require_lasting_places,
+    tracking_address,
+)
 from cdvae_ray.storage.adversarial_set import (
     SHARDS,
     AdversarialImages,
@@ -169,7 +173,7 @@ def attack(config: AttackJobConfig, *, preset: str, say: Say) -> AttackOutcome:
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     parts = _parts(config, say)
     say(f"data: loading {config.data.source}")
     images = load_split(config.data, config.split)

@@ -13,10 +13,9 @@ from cdvae_ray.config.serialize import digest_of
 from cdvae_ray.errors import ConfigError, DataError
 from cdvae_ray.evaluation.seed_picture import seed_picture
 from cdvae_ray.evaluation.seed_tables import SeedRow, compare_seeds, seed_columns, seed_page
-from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.reproduce import REPORT_KIND as REPRODUCTION_KIND
 from cdvae_ray.runtime.reproduce import TABLES
-from cdvae_ray.runtime.tracked import embedded_root, ending
+from cdvae_ray.runtime.tracked import embedded_root, ending, require_lasting_places
 from cdvae_ray.runtime.training_job import Say
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
@@ -67,7 +66,7 @@ def compare(config: SeedsConfig, *, say: Say) -> SeedsOutcome:
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     if not config.reports:
         raise ConfigError(
             "reports",

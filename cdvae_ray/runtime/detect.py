@@ -68,13 +68,12 @@ from cdvae_ray.evaluation.image_computations import (
 )
 from cdvae_ray.evaluation.image_detectors import CalibratedDetector, calibrated_detectors
 from cdvae_ray.evaluation.image_source import ImageSource, StoredSet
-from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.attack import make_sets
 from cdvae_ray.runtime.extract import feature_plan
 from cdvae_ray.runtime.parts import TARGET_SPACES, Space, require_fit, spaces_of
 from cdvae_ray.runtime.pool import Say
 from cdvae_ray.runtime.row_sets import RowSetPlan, make_row_sets
-from cdvae_ray.runtime.tracked import embedded_root, ending
+from cdvae_ray.runtime.tracked import embedded_root, ending, require_lasting_places
 from cdvae_ray.storage.adversarial_set import AdversarialImages, read_outcomes
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import ImageRows, read_row_set, row_shards
@@ -159,7 +158,7 @@ def detect(config: DetectionJobConfig, *, preset: str, say: Say) -> DetectionOut
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     job = _resolve(config, preset, say)
     writer = open_writer(
         config.tracking,

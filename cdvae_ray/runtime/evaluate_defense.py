@@ -41,12 +41,16 @@ from cdvae_ray.evaluation.defense_table import (
 from cdvae_ray.evaluation.image_computations import PredictionColumns
 from cdvae_ray.evaluation.image_source import ImageSource
 from cdvae_ray.loading import checkpoint_at
-from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.attack import MadeSet, make_sets
 from cdvae_ray.runtime.parts import LoadedDefense, defense_at, require_fit
 from cdvae_ray.runtime.pool import Say
 from cdvae_ray.runtime.row_sets import RowSetPlan, make_row_sets
-from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
+from cdvae_ray.runtime.tracked import (
+    embedded_root,
+    ending,
+    require_lasting_places,
+    tracking_address,
+)
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import read_row_set
 from cdvae_ray.storage.store import Store, to_json_bytes
@@ -124,7 +128,7 @@ def evaluate_defense(config: DefenseJobConfig, *, preset: str, say: Say) -> Defe
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     config.require_parts()
     job = _resolve(config, preset, say)
     writer = open_writer(

@@ -11,11 +11,10 @@ from cdvae_ray.data.load import load_split
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.evaluation.image_computations import FEATURE_PREFIX, FeatureColumns
 from cdvae_ray.evaluation.image_source import ImageSource, StoredSet
-from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.parts import Space, require_fit, space_of
 from cdvae_ray.runtime.pool import Say
 from cdvae_ray.runtime.row_sets import RowSetPlan, make_row_sets
-from cdvae_ray.runtime.tracked import embedded_root, ending
+from cdvae_ray.runtime.tracked import embedded_root, ending, require_lasting_places
 from cdvae_ray.storage.adversarial_set import stored_set_facts
 from cdvae_ray.storage.row_set import row_shards
 from cdvae_ray.storage.store import Store
@@ -46,7 +45,7 @@ def extract_features(config: FeatureJobConfig, *, preset: str, say: Say) -> Extr
     Raises:
         CdvaeError: anything that a person can put right, one line each.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     space = space_of(config)
     say(f"data: loading {config.data.source}")
     images = load_split(config.data, config.split)

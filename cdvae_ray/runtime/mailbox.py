@@ -11,7 +11,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from cdvae_ray.errors import CdvaeError
+from cdvae_ray.errors import CdvaeError, CheckpointError
 from cdvae_ray.training.epoch import EpochReport, Progress
 
 
@@ -40,6 +40,12 @@ class Resumed(NamedTuple):
     epochs_done: int
 
 
+class PassedOver(NamedTuple):
+    """A checkpoint is damaged, and the workers go on from an earlier one."""
+
+    error: CheckpointError
+
+
 class CorruptImages(NamedTuple):
     """Streamed images do not decode."""
 
@@ -53,7 +59,9 @@ class Failed(NamedTuple):
     error: CdvaeError
 
 
-Message = EpochDone | EpochProgress | CheckpointSaved | Resumed | CorruptImages | Failed
+Message = (
+    EpochDone | EpochProgress | CheckpointSaved | Resumed | PassedOver | CorruptImages | Failed
+)
 
 
 class _Mailbox:

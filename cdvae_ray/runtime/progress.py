@@ -63,9 +63,10 @@ class ProgressLines:
             return
         self._spoke = time.monotonic()
         done = progress.batches_done / progress.batches
+        left = (self._epochs - progress.epoch - done) * progress.seconds / done
         self._say(
             f"{self._position(progress.epoch)}  {done:4.0%}"
-            f"  {progress.images_per_second:,.0f} images/s"
+            f"  {progress.images_per_second:,.0f} images/s  left {clock(left)}"
         )
 
     def _position(self, epoch: int) -> str:

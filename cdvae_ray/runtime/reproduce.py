@@ -32,10 +32,15 @@ from cdvae_ray.evaluation.html_report import (
     ReportStep,
     report_html,
 )
-from cdvae_ray.runtime import analyze, cluster, detect, evaluate_defense, search
+from cdvae_ray.runtime import analyze, detect, evaluate_defense, search
 from cdvae_ray.runtime.finetune import finetune
 from cdvae_ray.runtime.search import everywhere
-from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
+from cdvae_ray.runtime.tracked import (
+    embedded_root,
+    ending,
+    require_lasting_places,
+    tracking_address,
+)
 from cdvae_ray.runtime.train import train
 from cdvae_ray.runtime.train_baseline import train_baseline
 from cdvae_ray.runtime.train_classifier import train_classifier
@@ -107,7 +112,7 @@ def reproduce(
         CdvaeError: anything that a person can put right, one line each. What was made until then
             is found by the next call.
     """
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     config = _lasting(config)
     results = [result for part in config.parts for result in config.results_of(part)]
     say(f"results: {', '.join(results)}")

@@ -30,9 +30,14 @@ from cdvae_ray.evaluation.search_table import (
 from cdvae_ray.loading import checkpoint_at
 from cdvae_ray.runtime import cluster
 from cdvae_ray.runtime.search_trials import Search
-from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
+from cdvae_ray.runtime.tracked import (
+    embedded_root,
+    ending,
+    require_lasting_places,
+    tracking_address,
+)
 from cdvae_ray.runtime.training_job import Say
-from cdvae_ray.storage.artifact import read_manifest, write_artifact
+from cdvae_ray.storage.artifact import has_artifact, read_manifest, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.tracking import Writer, end_nested_runs, open_writer
 from cdvae_ray.training.checkpoint import cdvae_of
@@ -91,7 +96,7 @@ def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
         CdvaeError: anything that a person can put right, one line each; no trial finished.
     """
     config = job.config
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     settings = job.known_settings()
     say("ray: connecting")
     # Tune's tables come besides the lines of this job.
@@ -148,7 +153,7 @@ def _stored_trials(job: Search) -> list[Trial]:
     root = _trials_root(job)
     trials = []
     for name in root.names():
-        if not name.startswith("trial-") or not root.child(name).exists("manifest.json"):
+        if not name.startswith("trial-") or not has_artifact(root, name):
             continue
         facts = read_manifest(root, name, kind=TRIAL_KIND)["facts"]
         value = float(facts["value"])

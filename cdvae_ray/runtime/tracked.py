@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
 from cdvae_ray.config.tracking import TrackingConfig
+from cdvae_ray.errors import ConfigError
 from cdvae_ray.runtime import cluster, leftovers
 from cdvae_ray.storage.store import Store
 from cdvae_ray.tracking import Writer, tracking_uri
@@ -31,6 +33,27 @@ def ending(writer: Writer) -> Iterator[None]:
         raise
     finally:
         writer.close(status, timeout_seconds=30)
+
+
+def require_lasting_places(storage: str, tracking: TrackingConfig) -> None:
+    """Refuses to store or track in the folder that Ray deletes after a submitted job.
+
+    Raises:
+        ConfigError: this is a submitted job, and the storage root is a relative path, or the
+            storage is object storage and no MLflow store is named: an embedded one needs a disk.
+    """
+    cluster.require_lasting_storage(storage)
+    is_named = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if is_named or not tracking.enabled or not cluster.is_submitted_job():
+        return
+    if not Store.at(storage).is_local:
+        raise ConfigError(
+            "tracking",
+            got=f"no MLflow store in a submitted job with the storage {storage}",
+            expected="the address of one (the job's folder, where it would lie, is temporary)",
+            remedy="set MLFLOW_TRACKING_URI in the job's environment, or pass "
+            "--tracking.no-enabled",
+        )
 
 
 def tracking_address(tracking: TrackingConfig, storage: str) -> str:

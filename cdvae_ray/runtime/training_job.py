@@ -28,6 +28,7 @@ from cdvae_ray.errors import (
     CheckpointError,
     ConfigError,
     NonFiniteLossError,
+    StorageError,
     TrainingError,
 )
 from cdvae_ray.evaluation.after_training import Evaluate, FinalNumbers
@@ -40,6 +41,7 @@ from cdvae_ray.runtime.mailbox import (
     EpochProgress,
     Failed,
     Message,
+    PassedOver,
     Resumed,
     open_mailbox,
     reading,
@@ -47,8 +49,14 @@ from cdvae_ray.runtime.mailbox import (
 from cdvae_ray.runtime.progress import ProgressLines
 from cdvae_ray.runtime.shared_images import share_images
 from cdvae_ray.runtime.stand_back import helpers_stand_back
-from cdvae_ray.runtime.tracked import embedded_root, ending, tracking_address
+from cdvae_ray.runtime.tracked import (
+    embedded_root,
+    ending,
+    require_lasting_places,
+    tracking_address,
+)
 from cdvae_ray.runtime.worker import WorkerJob, train_worker
+from cdvae_ray.storage.artifact import has_artifact
 from cdvae_ray.storage.store import Store
 from cdvae_ray.tracking import Writer, open_writer
 from cdvae_ray.training.checkpoint import (
@@ -186,7 +194,7 @@ def run_training(
         CdvaeError: anything that a person can put right, one line each.
     """
     config = job.config
-    cluster.require_lasting_storage(config.storage)
+    require_lasting_places(config.storage, config.tracking)
     say(f"data: loading {config.data.source}")
     loaded = load_for_training(config.data, say)
     splits = loaded._replace(train=job.training_images(loaded.train))
@@ -293,7 +301,8 @@ def _precision(config: TrainingJobConfig, allocation: cluster.Allocation) -> str
 
 def _finished_before(plan: _Plan) -> TrainOutcome | None:
     found = stored_results(plan.run, plan.evaluation_digest)
-    if found is None:
+    # Numbers without their checkpoint are those of a model that is gone.
+    if found is None or not has_artifact(plan.run, checkpoint_name(plan.config.training.epochs)):
         return None
     numbers = FinalNumbers(found["metrics"], found["test_images"], found["attacked_images"])
     return replace(_outcome(plan, numbers, run_id=_remembered(plan)), was_stored=True)
@@ -403,11 +412,16 @@ def _fit(
                 lines.within_epoch(progress)
             case CheckpointSaved(name, report):
                 if plan.config.tracking.enabled:
-                    saved = read_checkpoint(run, name, only=(MODEL_FILE,))
-                    _track_checkpoint(writer, plan, saved, report.metrics)
+                    try:
+                        saved = read_checkpoint(run, name, only=(MODEL_FILE,))
+                        _track_checkpoint(writer, plan, saved, report.metrics)
+                    except CdvaeError as error:  # training itself does not need this
+                        say(f"tracking: {name} is not logged: {error}")
             case Resumed(epochs_done):
                 is_started = True
                 lines.resumed(epochs_done)
+            case PassedOver(error):
+                say(f"passing over a damaged checkpoint: {error}")
             case CorruptImages(names):
                 lines.corrupt(names)
             case Failed():
@@ -526,10 +540,10 @@ def _track_earlier_epochs(writer: Writer, plan: _Plan) -> None:
     for name in checkpoint_names(plan.run):
         try:
             checkpoint = read_checkpoint(plan.run, name, only=(MODEL_FILE,))
-        except CheckpointError:
-            continue  # The worker that resumes passes over it with a warning.
+            _track_checkpoint(writer, plan, checkpoint, checkpoint.metrics)
+        except (CheckpointError, StorageError):
+            continue  # The worker that resumes passes over it, and says so.
         writer.log_metrics(checkpoint.metrics, step=checkpoint.epochs_done)
-        _track_checkpoint(writer, plan, checkpoint, checkpoint.metrics)
 
 
 def _track_checkpoint(

@@ -23,6 +23,7 @@ from cdvae_ray.runtime.mailbox import (
     EpochDone,
     EpochProgress,
     Failed,
+    PassedOver,
     Resumed,
 )
 from cdvae_ray.runtime.shared_images import fetch_images
@@ -78,7 +79,12 @@ def _train_and_evaluate(job: WorkerJob) -> FinalNumbers:
     state = TrainState(task, device)
     run = Store(job.filesystem, job.run_root, job.run_uri)
     source = _batch_source(job, task)
-    epochs_done = resume(run, state, config_digest=job.config_digest)
+    epochs_done = resume(
+        run,
+        state,
+        config_digest=job.config_digest,
+        on_damaged=lambda error: job.mailbox.post.remote(PassedOver(error)),
+    )
     speaks = rank() == 0
     if speaks and epochs_done:
         job.mailbox.post.remote(Resumed(epochs_done))

@@ -56,6 +56,14 @@ def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {**open_manifest, "digest": digest_of(open_manifest)}
 
 
+def has_artifact(store: Store, name: str) -> bool:
+    """Whether an artifact of that name was written to its end, sound or damaged since.
+
+    In object storage an interrupted writer leaves files without their manifest, which do not count.
+    """
+    return store.child(name).exists(MANIFEST)
+
+
 def read_artifact(
     store: Store, name: str, *, kind: str, only: tuple[str, ...] | None = None
 ) -> Artifact:

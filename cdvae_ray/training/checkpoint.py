@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from safetensors import SafetensorError
@@ -19,7 +19,13 @@ from cdvae_ray.config.serialize import digest_of, from_dict
 from cdvae_ray.core.cdvae import CDVAE
 from cdvae_ray.core.classifier import ImageClassifier
 from cdvae_ray.errors import CheckpointError, StorageError
-from cdvae_ray.storage.artifact import MANIFEST, read_artifact, seal, write_artifact
+from cdvae_ray.storage.artifact import (
+    MANIFEST,
+    has_artifact,
+    read_artifact,
+    seal,
+    write_artifact,
+)
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.training.baseline_task import PurifierTask
 from cdvae_ray.training.cdvae_task import CdvaeTask
@@ -249,16 +255,22 @@ def model_files(run: Store, checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def checkpoint_names(run: Store) -> list[str]:
-    """Names of the run's checkpoint folders, oldest first, sound or not."""
+    """Names of the run's checkpoints that were written to their end, oldest first, sound or not."""
     return sorted(
-        (name for name in run.names() if _NAME.match(name)),
+        (name for name in run.names() if _NAME.match(name) and has_artifact(run, name)),
         key=lambda name: int(name.removeprefix("epoch-")),
     )
 
 
-def newest_sound_checkpoint(run: Store) -> Checkpoint | None:
+def newest_sound_checkpoint(
+    run: Store, *, on_damaged: Callable[[CheckpointError], None] | None = None
+) -> Checkpoint | None:
     """The newest checkpoint whose files match their digests; damaged ones are passed over with
     a warning. None if the run has no checkpoint at all.
+
+    Args:
+        run: its folder.
+        on_damaged: also told of each that is passed over.
 
     Raises:
         CheckpointError: there are checkpoints, and not one of them is sound.
@@ -269,6 +281,8 @@ def newest_sound_checkpoint(run: Store) -> Checkpoint | None:
             return read_checkpoint(run, name)
         except CheckpointError as error:
             _log.warning("passing over a damaged checkpoint: %s", error)
+            if on_damaged is not None:
+                on_damaged(error)
     if names:
         raise CheckpointError(
             run.uri,

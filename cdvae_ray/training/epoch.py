@@ -38,6 +38,8 @@ class Progress(NamedTuple):
     batches_done: int
     batches: int
     images_per_second: float
+    seconds: float
+    """Since the epoch began."""
 
 
 class EpochReport(NamedTuple):
@@ -91,7 +93,7 @@ def train_epoch(
         if now - spoken >= progress_seconds:
             spoken = now
             rate = tally.count * world_size() / (now - started)
-            on_progress(Progress(epoch, steps, source.batches_per_epoch, rate))
+            on_progress(Progress(epoch, steps, source.batches_per_epoch, rate, now - started))
     if steps != source.batches_per_epoch:
         raise TrainingError(
             f"epoch {epoch}",

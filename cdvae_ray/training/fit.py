@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from cdvae_ray.data.batches import BatchSource
-from cdvae_ray.errors import CdvaeError
+from cdvae_ray.errors import CdvaeError, CheckpointError
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.checkpoint import (
     checkpoint_name,
@@ -20,8 +20,20 @@ from cdvae_ray.training.epoch import EpochReport, Progress, train_epoch
 from cdvae_ray.training.state import TrainState
 
 
-def resume(run: Store, state: TrainState, *, config_digest: str) -> int:
+def resume(
+    run: Store,
+    state: TrainState,
+    *,
+    config_digest: str,
+    on_damaged: Callable[[CheckpointError], None] | None = None,
+) -> int:
     """Restores the run's newest sound checkpoint on every rank; returns the epochs done.
+
+    Args:
+        run: the run's folder.
+        state: this rank's replica.
+        config_digest: the run's identity.
+        on_damaged: told on rank 0 of each damaged checkpoint that is passed over.
 
     Raises:
         CheckpointError: the checkpoint is of another configuration, or none is sound.
@@ -29,7 +41,7 @@ def resume(run: Store, state: TrainState, *, config_digest: str) -> int:
     found, error = None, None
     if rank() == 0:
         try:
-            found = newest_sound_checkpoint(run)
+            found = newest_sound_checkpoint(run, on_damaged=on_damaged)
         except CdvaeError as trouble:
             error = trouble
     raise_together(error, state.device, doing="looking for a checkpoint")

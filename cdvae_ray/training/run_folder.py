@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cdvae_ray.errors import ConfigError, redact
-from cdvae_ray.storage.artifact import read_artifact, write_artifact
+from cdvae_ray.storage.artifact import has_artifact, read_artifact, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.training.checkpoint import checkpoint_names
 
@@ -67,7 +67,7 @@ def stored_results(run: Store, digest: str) -> dict[str, Any] | None:
     Raises:
         StorageError: they are damaged.
     """
-    if not run.exists(_results_name(digest)):
+    if not has_artifact(run, _results_name(digest)):
         return None
     artifact = read_artifact(run, _results_name(digest), kind=RESULTS_KIND)
     values: dict[str, Any] = json.loads(artifact.files["results.json"])

@@ -260,7 +260,7 @@ def every_training(config):
         "schedule": "constant",
         "warmup_epochs": 3,
         "cosine_period_epochs": 77,
-        "minimum_learning_rate": 0.0123,
+        "minimum_learning_rate": 0.00012,
         "max_gradient_norm": 1.5,
         "max_gradient_value": 1.5,
         "precision": None,

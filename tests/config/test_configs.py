@@ -104,6 +104,11 @@ def test_wrong_settings_are_one_line_errors(kind, wrong):
             "augmentation.min_crop_area",
         ),
         (ResourcesConfig, {"loader_cpus": 0}, "resources.loader_cpus"),
+        (
+            TrainingConfig,
+            {"schedule": "cosine", "learning_rate": 1e-4, "minimum_learning_rate": 1e-3},
+            "training.minimum_learning_rate",
+        ),
     ],
 )
 def test_settings_that_do_not_go_together_are_named(kind, wrong, setting):

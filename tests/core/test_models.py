@@ -61,7 +61,9 @@ def test_all_outputs_have_their_shapes(size):
     model = build_cdvae(small(), image_size=size, class_names=TEN, seed=0).eval()
     parts = model.decompose(torch.rand(3, 3, size, size))
     assert parts.class_redundant.shape == parts.class_essential.shape == (3, 3, size, size)
-    assert parts.latent.mean.shape == parts.latent.log_var.shape == (3, 8)
+    assert parts.mean.shape == parts.log_var.shape == (3, 8)
+    assert torch.equal(parts.mean, parts.latent.mean)
+    assert torch.equal(parts.log_var, parts.latent.log_var)
     assert parts.logits.shape == (3, 10)
 
 

@@ -283,6 +283,9 @@ def test_the_parts_add_up_at_any_size():
     )
     torch.testing.assert_close(parts.logits, logits, rtol=1e-4, atol=1e-4)
     assert parts.latent.vector.shape == (4, 6 * 5 * 5)
+    for name in ("mean", "log_var"):
+        with pytest.raises(ConfigError, match=r"got the codes of a VQ-VAE, expected the Gaussian"):
+            getattr(parts, name)
     assert parts.latent.codes.shape == (4, 5, 5)
     assert parts.latent.codes.min() >= 0 and parts.latent.codes.max() < 11
 

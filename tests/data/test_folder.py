@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import errno
+import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -147,3 +150,17 @@ def test_one_half_alone_keeps_to_the_training_classes(folder: Path) -> None:
     for half in ("train", "test"):
         with pytest.raises(DataError, match=r"test/eel: got a label outside the class list"):
             load_split(_config(folder), half)
+
+
+def test_what_the_system_refuses_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Root may read whatever its permissions are, so the refusal is the system call's own.
+    iterdir = Path.iterdir
+
+    def refuse(path: Path) -> Iterator[Path]:
+        if path.name == "cat":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return iterdir(path)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    with pytest.raises(DataError, match=r"got Permission denied: .*/cat, expected folders and"):
+        _load(folder)

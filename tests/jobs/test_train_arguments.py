@@ -3,11 +3,17 @@
 All of it is found before a cluster is started, so these tests start none.
 """
 
+import errno
 import io
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from cdvae_ray.cli import write_summary
+from cdvae_ray.errors import StorageError
 
 from .conftest import ROOT
 
@@ -60,6 +66,11 @@ def from_folder(path):
             lambda f: ["smoke", "--data.source", "parquet", "--data.path", f / "none"],
             "none",
         ),
+        (lambda f: ["smoke", "--summary", f], "got a folder, expected a file in a folder that"),
+        (
+            lambda f: ["smoke", "--summary", "/proc/version/summary.json"],
+            "got /proc/version, which cannot be written to, expected a file",
+        ),
     ],
     ids=[
         "unknown preset",
@@ -72,6 +83,8 @@ def from_folder(path):
         "batch too large",
         "contradiction",
         "no Parquet",
+        "summary is a folder",
+        "summary below a file",
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(refused, tmp_path, arguments, complaint):
@@ -83,6 +96,23 @@ def test_the_help_lists_presets_and_every_flag(run_script):
     assert done.returncode == 0
     for word in ("quickstart", "cifar10-released", "--objective.gamma", "--summary", "--storage"):
         assert word in done.stdout
+
+
+def test_a_summary_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(path, target):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "replace", full)
+    with pytest.raises(StorageError, match="got No space left on device, expected a writable"):
+        write_summary(
+            tmp_path / "new" / "s.json",
+            job="train",
+            run_id=None,
+            checkpoint="",
+            config_digest="d",
+            metrics={},
+        )
+    assert not list((tmp_path / "new").iterdir())
 
 
 def test_an_unknown_flag_is_refused(run_script, tmp_path):

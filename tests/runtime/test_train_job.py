@@ -116,6 +116,22 @@ def test_a_complete_run_is_found_again_and_not_trained_again(cluster, undisturbe
     assert summary(folder / "again.json") == summary(folder / "summary.json")
 
 
+def test_numbers_whose_checkpoint_is_gone_are_no_complete_run(cluster, undisturbed, tmp_path):
+    folder, _ = undisturbed
+    shutil.copytree(folder / "runs", tmp_path / "runs")
+    shutil.rmtree(run_folder(tmp_path / "runs") / "epoch-0006")
+    damaged = run_folder(tmp_path / "runs") / "epoch-0005" / "optimizer.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    refused = cluster.train(tmp_path, *STEADY)
+    assert refused.returncode == 1
+    assert "an unfinished run with epoch-0005" in refused.stderr
+    done = cluster.train(tmp_path, *STEADY, "--resume")
+    assert done.returncode == 0, done.stderr
+    assert "passing over a damaged checkpoint" in done.stdout
+    assert "resuming after epoch 4 of 6" in done.stdout
+    assert_same_weights(final_weights(tmp_path), final_weights(folder))
+
+
 @pytest.mark.faults
 def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed, tmp_path, fault):
     job = cluster.start(tmp_path, *STEADY)
@@ -294,15 +310,25 @@ def test_a_submitted_job_passes_its_exit_code_through(cluster, tmp_path, preset,
 
 
 def test_a_submitted_job_does_not_store_in_the_folder_that_ray_deletes(monkeypatch):
+    from cdvae_ray.config.tracking import TrackingConfig
     from cdvae_ray.errors import ConfigError
-    from cdvae_ray.runtime.cluster import require_lasting_storage
+    from cdvae_ray.runtime.tracked import require_lasting_places
 
-    require_lasting_storage("./runs")
+    # pyarrow's in-memory filesystem stands for object storage.
+    remote, none = "mock://bucket/runs", TrackingConfig(enabled=False)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for storage in ("./runs", remote):
+        require_lasting_places(storage, TrackingConfig())
     monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
-    require_lasting_storage("/shared/runs")
-    require_lasting_storage("s3://bucket/runs")
+    require_lasting_places("/shared/runs", TrackingConfig())
+    require_lasting_places(remote, none)
+    require_lasting_places(remote, TrackingConfig(uri="http://127.0.0.1:5000"))
     with pytest.raises(ConfigError, match="expected an absolute path"):
-        require_lasting_storage("./runs")
+        require_lasting_places("./runs", none)
+    with pytest.raises(ConfigError, match="set MLFLOW_TRACKING_URI in the job's environment"):
+        require_lasting_places(remote, TrackingConfig())
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    require_lasting_places(remote, TrackingConfig())
 
 
 def test_an_elastic_job_begins_with_what_the_cluster_has(cluster, tmp_path):

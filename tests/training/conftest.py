@@ -244,8 +244,8 @@ class Run:
         )
         self.epochs = []
 
-    def resume(self):
-        return resume(self.store, self.state, config_digest=self.digest)
+    def resume(self, **told):
+        return resume(self.store, self.state, config_digest=self.digest, **told)
 
     def fit(self, *, epochs_done=0, checkpoint_every=1, on_checkpoint=lambda name, report: None):
         fit(

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import pyarrow.fs
 import pytest
 import torch
 
@@ -17,12 +18,14 @@ from cdvae_ray.errors import (
     StorageError,
     TrainingError,
 )
+from cdvae_ray.storage.store import Store
 from cdvae_ray.training.checkpoint import (
     checkpoint_names,
     load_model,
     newest_sound_checkpoint,
     read_checkpoint,
 )
+from cdvae_ray.training.run_folder import store_results, stored_results
 from cdvae_ray.training.schedule import learning_rate
 from cdvae_ray.training.state import TrainState, resolve_precision
 
@@ -117,9 +120,10 @@ def test_damage_is_named_and_the_previous_checkpoint_is_used(
     damage(tmp_path, "epoch-0003", file, change)
     with pytest.raises(CheckpointError, match=r"epoch-0003.*: got .*, expected .*; "):
         read_checkpoint(run.store, "epoch-0003")
-    again = make_run(tmp_path)
-    assert again.resume() == 2
+    again, told = make_run(tmp_path), []
+    assert again.resume(on_damaged=told.append) == 2
     assert "epoch-0003" in caplog.text
+    assert [type(error) for error in told] == [CheckpointError]
     again.fit(epochs_done=2)
     assert newest_sound_checkpoint(again.store).name == "epoch-0003"
 
@@ -140,6 +144,30 @@ def test_a_checkpoint_of_another_config_is_refused(tmp_path, make_run):
     make_run(tmp_path, epochs=1).fit()
     with pytest.raises(CheckpointError, match="config digest dddddddddddd, expected eeee"):
         make_run(tmp_path, digest="e" * 64, epochs=1).resume()
+
+
+def test_a_checkpoint_whose_writing_was_cut_does_not_count(make_run, tmp_path):
+    # In object storage, which has no renaming, files without their manifest are left.
+    filesystem = pyarrow.fs._MockFileSystem()
+    filesystem.create_dir("bucket")
+    run, again = make_run(tmp_path, epochs=1), make_run(tmp_path, epochs=1)
+    run.store = again.store = Store(filesystem, "bucket/run", "mock://bucket/run")
+    run.store.child("epoch-0001").write("model.safetensors", b"the first bytes")
+    assert checkpoint_names(run.store) == []
+    assert run.resume() == 0
+    run.fit()
+    assert again.resume() == 1
+
+
+def test_results_whose_writing_was_cut_do_not_count(tmp_path):
+    filesystem = pyarrow.fs._MockFileSystem()
+    filesystem.create_dir("bucket")
+    run = Store(filesystem, "bucket/run", "mock://bucket/run")
+    run.child(f"results-{'d' * 12}").write("results.json", b"{")
+    assert stored_results(run, "d" * 64) is None
+    values = {"metrics": {"accuracy": 0.5}}
+    store_results(run, "d" * 64, identity={}, values=values, picture=None)
+    assert stored_results(run, "d" * 64) == values
 
 
 def test_a_folder_without_checkpoints_starts_at_zero(tmp_path, make_run):
