@@ -71,12 +71,19 @@ def parse(
 
 def _require_writable(path: Path) -> None:
     """Says before the work, and not after it, that a summary cannot be written there."""
-    place = next(each for each in path.absolute().parents if each.exists())
-    is_folder = path.is_dir()
-    if is_folder or not place.is_dir() or not os.access(place, os.W_OK):
+    got = ""
+    try:
+        place = next(each for each in path.absolute().parents if each.exists())
+        if path.is_dir():
+            got = "a folder"
+        elif not place.is_dir() or not os.access(place, os.W_OK):
+            got = f"{place}, which cannot be written to"
+    except OSError as error:  # a folder that may not even be looked into
+        got = f"{error.strerror}: {error.filename}"
+    if got:
         raise ConfigError(
             f"summary {path}",
-            got="a folder" if is_folder else f"{place}, which cannot be written to",
+            got=got,
             expected="a file in a folder that can be written to",
             remedy="correct --summary",
         )

@@ -67,7 +67,7 @@ from cdvae_ray.storage.adversarial_set import (
     stored_set_facts,
 )
 from cdvae_ray.storage.artifact import write_artifact
-from cdvae_ray.storage.shards import ShardFacts, shard_ranges
+from cdvae_ray.storage.shards import ShardFacts, shard_ranges, tidy_shards
 from cdvae_ray.storage.store import Store, to_json_bytes
 from cdvae_ray.tracking import Writer, open_writer
 from cdvae_ray.training.checkpoint import cdvae_of, classifier_of
@@ -340,15 +340,11 @@ def _find_stored(job: _Job, plan: _Plan, say: Say) -> None:
     label, shards = plan.config.label, plan.store.child(SHARDS)
     if job.config.overwrite:
         plan.store.delete("")
-    plan.store.delete_partial()
-    shards.delete_partial()
     facts = stored_set_facts(plan.store)
     if facts is not None:
         # The same rows, perhaps in other files: read them as they were sharded.
         plan.shard_size = int(facts["shard_size"])
-    for foreign in set(shards.names()) - set(plan.shards):
-        # Of a job that sharded otherwise: a reader of the folder would count its rows twice.
-        shards.delete(foreign)
+    tidy_shards(plan.store, SHARDS, plan.shards)
     for name, ids in plan.shards.items():
         stored = find_shard(shards, name, ids, identity_digest=plan.digest)
         if stored is not None:

@@ -51,6 +51,7 @@ from cdvae_ray.runtime.tracked import (
     require_lasting_places,
     tracking_address,
 )
+from cdvae_ray.storage.adversarial_set import read_outcomes
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import read_row_set
 from cdvae_ray.storage.store import Store, to_json_bytes
@@ -344,7 +345,7 @@ def _outcomes(
         for made in transfer
     ]
     for made in white_box.table:
-        rows = made.stored.rows(ids)
+        rows = read_outcomes(made.stored.store).select(ids)
         held = (rows.clean_predictions == rows.labels) & (rows.predictions == rows.labels)
         attacked.append(
             AttackedDefense(
@@ -485,13 +486,19 @@ def _report(
     )
 
 
+def _slug(name: str) -> str:
+    kept = name.lower().replace("&", "")
+    return "".join(
+        each if each.isascii() and (each.isalnum() or each in "._-") else "_" for each in kept
+    )
+
+
 def _metrics(numbers: Sequence[DefenseNumber]) -> dict[str, float]:
     """Numbers by "<defence>.<transfer or white_box>.<quantity>", in characters of any tracker."""
     metrics = {}
     for each in numbers:
         kind = each.threat_model.partition(":")[0].replace("-", "_") or "clean"
-        slug = f"{each.defense}.{kind}.{each.quantity}".lower().replace("&", "").replace(" ", "_")
-        metrics[slug] = each.accuracy
+        metrics[_slug(f"{each.defense}.{kind}.{each.quantity}")] = each.accuracy
     return metrics
 
 
@@ -504,7 +511,7 @@ def _describe(writer: Writer, job: _Job) -> None:
             "table": config.table,
             "source": config.source,
             "attacks": [each.label for each in config.chosen_attacks()],
-            "defenses": {each.name: each.loaded.digest for each in job.defenses},
+            "defenses": {_slug(each.name): each.loaded.digest for each in job.defenses},
             "eot_samples": config.eot_samples,
             "seed": config.seed,
             "storage": config.storage,

@@ -9,8 +9,10 @@ all processes of an ended job are killed in no order.
 from __future__ import annotations
 
 import logging
+import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 import grpc
 import ray
@@ -61,19 +63,44 @@ def give_back_of_ended_jobs() -> int:
     """Removes the placement groups that nobody uses any more: their jobs and makers have ended.
 
     Returns:
-        How many there were.
+        How many there were; 0 where the cluster's head has no time to answer.
     """
-    gcs = _Gcs(ray.get_runtime_context().gcs_address)
-    ended, dead = gcs.ended_jobs(), gcs.dead_actors()
-    groups = [
-        group.placement_group_id
-        for group in gcs.groups()
+    try:
+        gcs = _Gcs(ray.get_runtime_context().gcs_address)
         # Of a detached actor, which outlives its job, the maker is not dead.
-        if group.creator_job_id in ended and group.creator_actor_id in dead
-    ]
-    for each in groups:
-        gcs.remove(each)
-    return len(groups)
+        return gcs.give_back(of_jobs=gcs.ended_jobs())
+    except grpc.RpcError as error:
+        _log.warning("places of ended jobs were not given back: %s", error)
+        return 0
+
+
+@contextmanager
+def giving_back_of_ended_trials(every_seconds: float = 2.0) -> Iterator[None]:
+    """Removes, while the block runs, the placement groups of this job whose makers have ended.
+
+    A stopped trial's training controller dies with it, and Ray gives its places back only when the
+    job ends too. Ray Train has a cleaner for that, which asks the dashboard: not every cluster has
+    one, and a Ray of a job's own has none.
+    """
+    done = threading.Event()
+    context = ray.get_runtime_context()
+    own = {bytes.fromhex(context.get_job_id())}
+    gcs = _Gcs(context.gcs_address)
+
+    def tidy() -> None:
+        while not done.wait(every_seconds):
+            try:
+                gcs.give_back(of_jobs=own)
+            except grpc.RpcError as error:
+                _log.warning("places of ended trials were not given back: %s", error)
+
+    thread = threading.Thread(target=tidy, name="giving back", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 class _Gcs:
@@ -124,6 +151,18 @@ class _Gcs:
             for group in reply.placement_group_table_data
             if group.state != _REMOVED and not group.is_detached
         ]
+
+    def give_back(self, *, of_jobs: set[bytes]) -> int:
+        """Removes the placement groups of these jobs whose makers have ended; how many."""
+        dead = self.dead_actors()
+        abandoned = [
+            group.placement_group_id
+            for group in self.groups()
+            if group.creator_job_id in of_jobs and group.creator_actor_id in dead
+        ]
+        for each in abandoned:
+            self.remove(each)
+        return len(abandoned)
 
     def kill(self, actor: bytes) -> None:
         """Ends an actor now and for good."""

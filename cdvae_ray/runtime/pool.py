@@ -19,6 +19,8 @@ from cdvae_ray.runtime.progress import clock
 
 Say = Callable[[str], None]
 _QUIET_SECONDS = 10.0
+_TASK_RETRIES = 3
+"""How often a task is given to another actor after one was lost over it."""
 
 
 def connect_pool(pool: PoolConfig, say: Say) -> cluster.Allocation:
@@ -70,6 +72,9 @@ def run_on_pool(
         compute=ActorPoolStrategy(size=pool.num_workers),
         num_cpus=allocation.cpus_per_worker,
         num_gpus=allocation.gpus_per_worker if allocation.use_gpu else 0,
+        # Ray Data would try for ever a task that kills every actor it is given to.
+        max_restarts=-1,
+        max_task_retries=_TASK_RETRIES,
         runtime_env={"env_vars": {} if allocation.use_gpu else cluster.CPU_WORKER_ENVIRONMENT},
     )
     try:

@@ -25,7 +25,13 @@ from cdvae_ray.runtime.row_actor import (
 )
 from cdvae_ray.runtime.shared_images import share_images
 from cdvae_ray.storage.row_set import ROWS, find_rows
-from cdvae_ray.storage.shards import ShardFacts, seal_shards, shard_ranges, stored_facts
+from cdvae_ray.storage.shards import (
+    ShardFacts,
+    seal_shards,
+    shard_ranges,
+    stored_facts,
+    tidy_shards,
+)
 from cdvae_ray.storage.store import Store
 
 
@@ -122,14 +128,10 @@ def _find(plan: RowSetPlan, shard_size: int, *, overwrite: bool) -> _Progress:
     store, shards = plan.store, plan.store.child(ROWS)
     if overwrite:
         store.delete("")
-    store.delete_partial()
-    shards.delete_partial()
     facts = stored_facts(store, plan.kind)
     # The same rows, perhaps in other files: read them as they were sharded.
     progress = _Progress(plan, int(facts["shard_size"]) if facts else shard_size)
-    for foreign in set(shards.names()) - set(progress.shards):
-        # Of a job that sharded otherwise: a reader of the folder would count its rows twice.
-        shards.delete(foreign)
+    tidy_shards(store, ROWS, progress.shards)
     for name, places in progress.shards.items():
         ids = plan.image_ids[places.start : places.stop]
         found = find_rows(shards, name, ids, identity_digest=plan.digest)

@@ -28,7 +28,7 @@ from cdvae_ray.evaluation.search_table import (
     search_page,
 )
 from cdvae_ray.loading import checkpoint_at
-from cdvae_ray.runtime import cluster
+from cdvae_ray.runtime import cluster, leftovers
 from cdvae_ray.runtime.search_trials import Search
 from cdvae_ray.runtime.tracked import (
     embedded_root,
@@ -81,7 +81,9 @@ def lasting(config: SearchConfig) -> dict[str, Any]:
 
 def everywhere(location: str) -> str:
     """A local path as an absolute one; addresses (s3://..., runs:/..., models:/...) as they are."""
-    return location if not location or ":/" in location else str(Path(location).absolute())
+    if not location or ":/" in location:
+        return location
+    return str(Path(location).expanduser().absolute())
 
 
 def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
@@ -103,6 +105,8 @@ def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
     os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")
     # What is searched for stands in a trial's last report alone, and not in its epochs'.
     os.environ.setdefault("TUNE_DISABLE_STRICT_METRIC_CHECKING", "1")
+    # An interrupt ends the job as one: Tune's own handler would report what there is as a success.
+    os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
     cluster.connect()
     digest = digest_of({"search": job.name, "space": to_dict(job.space), "settings": settings})
     writer = open_writer(
@@ -208,11 +212,16 @@ def _run_missing(job: Search, stored: Sequence[Trial], *, parent: str, say: Say)
             ),
         )
         logging.getLogger("ray.tune").setLevel(logging.WARNING)
-        results = tuner.fit()
+        with leftovers.giving_back_of_ended_trials():
+            results = tuner.fit()
     finished = {trial.value for trial in _stored_trials(job)}
     others = []
     for result in results:
-        value = float((result.config or {})[_VALUE])
+        config_of_trial = result.config or {}
+        if _VALUE not in config_of_trial:  # it ended before it began
+            say(f"a trial ended before it began: {cluster.deepest_cause(result.error)}")
+            continue
+        value = float(config_of_trial[_VALUE])
         if value in finished:
             continue
         reason = cluster.deepest_cause(result.error) if result.error else ""

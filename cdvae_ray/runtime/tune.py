@@ -11,6 +11,7 @@ from cdvae_ray.config.search_space import SearchSpace, read_space
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.runtime.search import SearchOutcome, everywhere, lasting, search
 from cdvae_ray.runtime.search_trials import MarginSearch, ObjectiveSearch
+from cdvae_ray.runtime.tracked import require_lasting_places
 from cdvae_ray.runtime.training_job import Say
 
 
@@ -35,6 +36,7 @@ def tune_objective(
         CdvaeError: anything that a person can put right, one line each; no trial finished.
     """
     config.require_parts()
+    require_lasting_places(config.storage, config.tracking)
     found = _space(config, space, parameter)
     # Unknown presets and settings that no objective has are found before a cluster is asked.
     for value in found.values:
@@ -49,6 +51,7 @@ def tune_margin(config: MarginSearchConfig, *, space: Path, preset: str, say: Sa
     Args, Raises: as `tune_objective`.
     """
     config.require_parts()
+    require_lasting_places(config.storage, config.tracking)
     found = _space(config, space, "margin")
     for value in found.values:
         config.finetune_job(value)

@@ -215,7 +215,8 @@ def read_outcomes(store: Store) -> AdversarialImages:
     """A whole set as `read_adversarial_set`, with images of no pixel: it fits wherever ids do."""
     return AdversarialImages.concatenate(
         [
-            dataclasses.replace(part, images=part.images[:, :0])
+            # A copy: a view of no pixel would keep all of them.
+            dataclasses.replace(part, images=part.images[:, :0].clone())
             for part in _shards(store, _facts_of(store))
         ]
     )

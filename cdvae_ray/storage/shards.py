@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from cdvae_ray.errors import DataError, StorageError
 from cdvae_ray.storage.artifact import FORMAT_VERSION, MANIFEST, read_manifest, seal
-from cdvae_ray.storage.store import Store
+from cdvae_ray.storage.store import Store, is_partial
 
 _IDENTITY, _CONTENT = b"identity", b"content"
+_STALE_SECONDS = 600.0
+"""No writer takes as long over a shard."""
 
 
 class ShardFacts(NamedTuple):
@@ -167,18 +170,51 @@ def seal_shards(
         facts: what made the set, JSON values.
     """
     content = combined_digest([digest for shard in shards for digest in shard.row_digests])
-    manifest = {
+    says = {
         "kind": kind,
         "format_version": FORMAT_VERSION,
-        "written": datetime.now(UTC).isoformat(timespec="seconds"),
         "facts": {**facts, "content_digest": content},
         "files": {
             f"{folder}/{shard.name}": {"sha256": shard.sha256, "bytes": shard.num_bytes}
             for shard in shards
         },
     }
-    store.write_json(MANIFEST, seal(manifest))
+    if not _is_said(store, says):
+        written = datetime.now(UTC).isoformat(timespec="seconds")
+        store.write_json(MANIFEST, seal({**says, "written": written}))
     return content
+
+
+def _is_said(store: Store, says: Mapping[str, Any]) -> bool:
+    """Whether a sound manifest says just this: then another job may be reading by it."""
+    if not store.exists(MANIFEST):
+        return False
+    parent, name = store.parent()
+    try:
+        found = read_manifest(parent, name, kind=says["kind"])
+    except StorageError:
+        return False
+    # As JSON has it: tuples come back as lists.
+    return bool({key: found[key] for key in says} == json.loads(json.dumps(says)))
+
+
+def tidy_shards(store: Store, folder: str, wanted: Collection[str]) -> None:
+    """Deletes what interrupted writers left in a set's folder, and shards that are none of its.
+
+    Other jobs may be making the same set: what they are writing stays.
+
+    Args:
+        store: the set's folder.
+        folder: of the shards, inside the set's.
+        wanted: the shards' names. A job that sharded otherwise left others, whose rows a reader of
+            the folder would count twice.
+    """
+    shards = store.child(folder)
+    for each in (store, shards):
+        each.delete_partial(older_than_seconds=_STALE_SECONDS)
+    for name in shards.names():
+        if name not in wanted and not is_partial(name):
+            shards.delete(name)
 
 
 def stored_facts(store: Store, kind: str) -> dict[str, Any] | None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -200,18 +201,29 @@ class Store:
         """Deletes a file or folder ("" for this folder itself); absent ones are no error."""
         path = self.path(name) if name else self.root
         what = self.location(name) if name else self.uri
-        with self._guard(what, "a path that can be deleted"):
+        # Absent, too, is what another job has moved or deleted meanwhile.
+        with self._guard(what, "a path that can be deleted"), suppress(FileNotFoundError):
             kind = self.filesystem.get_file_info(path).type
             if kind == pyarrow.fs.FileType.Directory:
                 self.filesystem.delete_dir(path)
             elif kind == pyarrow.fs.FileType.File:
                 self.filesystem.delete_file(path)
 
-    def delete_partial(self) -> None:
-        """Deletes what an interrupted writer left aside."""
-        for name in self.names():
-            if name.startswith(".partial-"):
-                self.delete(name)
+    def delete_partial(self, *, older_than_seconds: float = 0.0) -> None:
+        """Deletes what an interrupted writer left aside.
+
+        Args:
+            older_than_seconds: where others may be writing: what they have in hand is younger.
+        """
+        newest = time.time() - older_than_seconds
+        selector = pyarrow.fs.FileSelector(self.root, allow_not_found=True)
+        with self._guard(self.uri, "a folder that can be listed"):
+            found = self.filesystem.get_file_info(selector)
+        for info in found:
+            if is_partial(info.base_name) and (
+                not older_than_seconds or (info.mtime and info.mtime.timestamp() < newest)
+            ):
+                self.delete(info.base_name)
 
     def _write_stream(self, path: str, content: bytes) -> None:
         with self.filesystem.open_output_stream(path) as stream:
@@ -230,6 +242,11 @@ class Store:
                 expected=expected,
                 remedy="check the path, its permissions and the space left on it",
             ) from error
+
+
+def is_partial(name: str) -> bool:
+    """Whether a file or folder is one that a writer has in hand, or left."""
+    return name.startswith(".partial-")
 
 
 def _options_apart(uri: str) -> tuple[str, str]:

@@ -46,18 +46,19 @@ def fetch_checkpoint(uri: str, *, tracking_uri: str, into: Path) -> Path:
             expected="the database of the job that logged the checkpoint",
             remedy="set --tracking.uri or MLFLOW_TRACKING_URI",
         )
-    client = connect(tracking_uri)
     from mlflow.artifacts import download_artifacts
     from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
     try:
+        client = connect(tracking_uri)
         location = _location(client, uri)
         into.mkdir(parents=True, exist_ok=True)
         # MLflow looks `models:/` addresses up in its global store, so it gets the place itself.
         folder = download_artifacts(
             artifact_uri=location, dst_path=str(into), tracking_uri=tracking_uri
         )
-    except (MlflowException, OSError) as error:
+    except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(
             f"checkpoint {uri}",
             got=redact(f"{type(error).__name__}: {error}"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from cdvae_ray.config.tracking import TrackingConfig
+from cdvae_ray.errors import redact
 from cdvae_ray.tracking.client import connect
 
 PARENT_TAG = "mlflow.parentRunId"
@@ -52,6 +53,7 @@ def end_nested_runs(uri: str, experiment: str, parent_run: str) -> int:
                 if not token:
                     break
     except Exception as error:  # noqa: BLE001 - a search must not be lost to its tracker
-        logger.warning("runs nested in %s may still count as running: %s", parent_run, error)
+        said = redact(str(error))
+        logger.warning("runs nested in %s may still count as running: %s", parent_run, said)
         return 0
     return ended

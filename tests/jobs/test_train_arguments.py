@@ -115,6 +115,22 @@ def test_a_summary_that_cannot_be_written_is_one_line_and_leaves_nothing(tmp_pat
     assert not list((tmp_path / "new").iterdir())
 
 
+def test_a_summary_below_a_folder_that_is_closed_is_one_line(run_script, tmp_path, monkeypatch):
+    # Root may look into any folder, so the refusal is the system call's own.
+    exists = Path.exists
+
+    def refuse(path):
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return exists(path)
+
+    monkeypatch.setattr(Path, "exists", refuse)
+    done = run_script("train", tmp_path, "smoke", "--summary", tmp_path / "closed" / "s.json")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert "got Permission denied: " in done.stderr
+
+
 def test_an_unknown_flag_is_refused(run_script, tmp_path):
     done = run_script("train", tmp_path, "smoke", "--objective.gama", "1")
     assert done.returncode == 2

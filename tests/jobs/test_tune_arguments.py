@@ -29,6 +29,28 @@ def test_bad_input_to_a_search_is_one_line(refused, job, arguments, complaint):
     refused(job, arguments, complaint)
 
 
+@pytest.mark.parametrize("job", ["tune_gamma", "tune_margin"])
+@pytest.mark.parametrize(
+    ("storage", "complaint"),
+    [
+        ("./runs", "storage: got the relative path ./runs in a submitted job"),
+        ("mock://bucket/runs", "tracking: got no MLflow store in a submitted job"),
+    ],
+)
+def test_a_submitted_search_stores_nothing_in_the_folder_that_ray_deletes(
+    refused, monkeypatch, job, storage, complaint
+):
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    refused(
+        job,
+        ["smoke", "--classifier", "c", "--cdvae", "g", "--storage", storage]
+        if job == "tune_margin"
+        else ["smoke", "--classifier", "c", "--storage", storage],
+        complaint,
+    )
+
+
 def test_the_space_of_another_search_is_refused(refused, tmp_path):
     (tmp_path / "beta.toml").write_text(WRONG)
     arguments = ["smoke", "--classifier", "c", "--space", "beta.toml"]

@@ -1,6 +1,8 @@
 """Searches on a real cluster: trials are nested runs, none is made twice, a failure stops none."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 
@@ -130,6 +132,58 @@ def test_a_killed_search_goes_on_and_a_failed_trial_stops_no_other(cluster, digi
     experiment = client.get_experiment_by_name("cdvae").experiment_id
     ended = [run.info.status for run in client.search_runs([experiment])]
     assert ended.count("FAILED") >= 1
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_an_interrupted_search_ends_as_one_and_goes_on_later(cluster, digits, tmp_path):
+    untrained(tmp_path, digits.train)
+    margin_space(tmp_path, "0.0, 1.0")
+    job = cluster.start(tmp_path, *MARGIN, "--summary", "s.json", job="tune_margin")
+    trials = tmp_path / "runs/search"
+    wait_for(lambda: next(iter(trials.glob("trial-*/manifest.json")), None), "a trial", seconds=400)
+    job.send_signal(signal.SIGINT)
+    output, _ = job.communicate(timeout=300)
+    assert job.returncode == 130, output
+    assert "interrupted" in output
+    assert not (tmp_path / "s.json").exists()
+    assert not list(trials.glob("report-*"))
+    client = MlflowClient(tracking_uri=f"sqlite:///{tmp_path}/mlflow.db")
+    experiment = client.get_experiment_by_name("cdvae").experiment_id
+    runs = client.search_runs([experiment])
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    assert parent.info.status == "KILLED"
+    assert {run.info.status for run in runs} <= {"FINISHED", "KILLED"}
+    done = cluster.train(tmp_path, *MARGIN, job="tune_margin")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 trials are there, 1 to run" in done.stdout
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(900)
+def test_stopped_trials_give_their_places_back_where_no_dashboard_is(digits, tmp_path):
+    untrained(tmp_path, digits.train)
+    margin_space(tmp_path, "1.0, 0.5, -0.5")
+    stopping = ("--epochs", "3", "--scheduler", "asha", "--grace-epochs", "1")
+    # As many CPUs as one trial takes: the next one waits for those of the one that is stopped.
+    places = str(os.cpu_count() or 1)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "tests.runtime.ranked_margin_search"),
+            *(*MARGIN[:-2], *stopping, "--max-concurrent", "1"),
+            *("--resources.cpus-per-worker", places),
+        ],
+        cwd=tmp_path,
+        env=environment | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=800,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (report,) = (tmp_path / "runs/search").glob("report-*")
+    states = json.loads((report / "trials.json").read_text())["state"]
+    assert sorted(states) == ["finished", "stopped", "stopped"]
 
 
 @pytest.mark.faults

@@ -12,6 +12,7 @@ from cdvae_ray.storage.adversarial_set import (
     AdversarialImages,
     find_shard,
     read_adversarial_set,
+    read_outcomes,
     read_shard,
     seal_set,
     shard_bytes,
@@ -139,6 +140,29 @@ def test_a_truncated_shard_is_made_again(tmp_path):
         find_shard(store.child(SHARDS), shard_name(2), range(12, 18), identity_digest="i" * 64)
         is None
     )
+
+
+def test_outcomes_are_those_of_the_set_and_keep_no_pixel(tmp_path):
+    store, _ = store_set(tmp_path / "set", 6)
+    whole, outcomes = read_adversarial_set(store).rows, read_outcomes(store)
+    assert torch.equal(outcomes.predictions, whole.predictions)
+    assert torch.equal(outcomes.image_ids, whole.image_ids)
+    assert outcomes.images.untyped_storage().nbytes() == 0
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_shards_outcomes_keep_none_of_its_pixels_alive(tmp_path, parts, monkeypatch):
+    store, _ = store_set(tmp_path / "set", 20 // parts)
+    kept = []
+    concatenate = AdversarialImages.concatenate
+    monkeypatch.setattr(
+        AdversarialImages,
+        "concatenate",
+        lambda found: kept.extend(found) or concatenate(found),
+    )
+    read_outcomes(store)
+    assert [part.images.untyped_storage().nbytes() for part in kept] == [0] * len(kept)
+    assert len(kept) >= parts
 
 
 def test_without_its_manifest_there_is_no_set(tmp_path):

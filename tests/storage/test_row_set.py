@@ -25,6 +25,7 @@ from cdvae_ray.storage.shards import (
     shard_name,
     shard_ranges,
     stored_facts,
+    tidy_shards,
 )
 from cdvae_ray.storage.store import Store
 
@@ -128,6 +129,28 @@ def changes_seen(store, places):
             back = read_rows(store, "shard.parquet", identity_digest=IDENTITY)
             assert same(back, rows), f"byte {place} of {len(content)}"
     return seen
+
+
+def test_a_set_that_is_sealed_and_whole_is_not_sealed_again(tmp_path):
+    store, content = store_set(tmp_path / "set", 6)
+    manifest = tmp_path / "set" / "manifest.json"
+    written = manifest.stat().st_ino
+    assert store_set(tmp_path / "set", 6)[1] == content
+    assert manifest.stat().st_ino == written
+    # A damaged one is.
+    manifest.write_bytes(manifest.read_bytes()[:-20])
+    assert store_set(tmp_path / "set", 6)[1] == content
+    assert stored_facts(store, KIND)["content_digest"] == content
+
+
+def test_tidying_a_set_leaves_its_shards_and_what_others_are_writing(tmp_path):
+    store, _ = store_set(tmp_path / "set", 6)
+    shards = store.child(ROWS)
+    names = shards.names()
+    for name in ("shard-00099.parquet", ".partial-shard-00000.parquet-12345678"):
+        shards.write(name, b"1")
+    tidy_shards(store, ROWS, names)
+    assert shards.names() == [".partial-shard-00000.parquet-12345678", *names]
 
 
 # --- what is written is read --------------------------------------------------------------------

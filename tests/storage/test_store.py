@@ -1,5 +1,10 @@
 """Files are whole or absent, on disk and in storage that has no renaming."""
 
+import os
+import time
+from pathlib import Path
+from types import SimpleNamespace
+
 import pyarrow.fs
 import pytest
 
@@ -92,6 +97,37 @@ def test_an_interrupted_writer_leaves_no_artifact(tmp_path, monkeypatch):
     assert [name.startswith(".partial-thing-") for name in store.names()] == [True]
     store.delete_partial()
     assert store.names() == []
+
+
+def test_what_another_writer_has_in_hand_is_not_tidied_away(tmp_path):
+    store = Store.at(tmp_path)
+    for name in (".partial-thing-old", ".partial-thing-new", "thing"):
+        store.write(name, b"1")
+    long_ago = time.time() - 1000
+    os.utime(tmp_path / ".partial-thing-old", (long_ago, long_ago))
+    os.utime(tmp_path / "thing", (long_ago, long_ago))
+    store.delete_partial(older_than_seconds=600)
+    assert store.names() == [".partial-thing-new", "thing"]
+
+
+def test_deleting_what_another_job_deletes_meanwhile_is_no_error(tmp_path):
+    class Deleting(Store):
+        """Another job is always the first."""
+
+        def path(self, name):
+            found = super().path(name)
+            Path(found).unlink(missing_ok=True)
+            return found
+
+    (tmp_path / "a").write_text("1")
+    there = pyarrow.fs.LocalFileSystem().get_file_info(str(tmp_path / "a"))
+    store = Deleting.at(tmp_path)
+    store.filesystem = SimpleNamespace(
+        get_file_info=lambda path: there,
+        delete_file=pyarrow.fs.LocalFileSystem().delete_file,
+    )
+    store.delete("a")
+    assert not (tmp_path / "a").exists()
 
 
 def test_a_file_in_the_way_is_named(tmp_path):

@@ -26,5 +26,7 @@ def test_a_runs_parent_is_the_one_that_its_settings_name(tmp_path):
 
 
 def test_an_absent_store_is_a_warning_and_no_error(caplog):
-    assert end_nested_runs("http://127.0.0.1:9", "cdvae", "r") == 0
+    assert end_nested_runs("http://someone:hidden@127.0.0.1:9", "cdvae", "r") == 0
     assert "may still count as running" in caplog.text
+    assert "127.0.0.1" in caplog.text
+    assert "hidden" not in caplog.text

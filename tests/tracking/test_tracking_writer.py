@@ -201,6 +201,16 @@ def test_a_reopened_run_goes_on_without_doubles(
     assert table["a"].to_list() == [1, 2]
 
 
+def test_a_store_that_does_not_open_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_bytes(
+        b"no database at all, but long enough to be looked at" * 99
+    )
+    with pytest.raises(TrackingError, match=r"checkpoint runs:/abc: got \w+: .*; check the"):
+        fetch_checkpoint(
+            "runs:/abc", tracking_uri=f"sqlite:///{tmp_path}/mlflow.db", into=tmp_path / "into"
+        )
+
+
 def test_a_previous_run_of_another_store_is_replaced_by_a_new_one(
     client: Any, make_writer: Any
 ) -> None:
