@@ -124,6 +124,18 @@ class AttackConfig:
             at_least(f"{self.label}.confidence", self.confidence, 0.0)
 
     @property
+    def tells_of_gradients(self) -> bool:
+        """Whether it counts gradients of zero and such as are not finite: AutoAttack's package
+        does not."""
+        return self.attack != "auto_attack"
+
+    def without_dropping(self) -> AttackConfig:
+        """The same attack, which goes on with images that one look finds fooled."""
+        if "drop_fooled" not in TAKES[self.attack] or self.drop_fooled is not None:
+            return self
+        return dataclasses.replace(self, drop_fooled=False)
+
+    @property
     def measure(self) -> str:
         """What epsilon and the perturbation's norm are measured in."""
         if self.ball is not None:

@@ -14,6 +14,9 @@ from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.errors import ConfigError
 
 ATTACK_RECIPE_VERSION = 1
+STOCHASTIC_VERSION = 2
+"""Of what is done about stochastic models alone. 2: no image is dropped for a lucky draw, answers
+come from seeded draws of their own, AutoAttack's rand judges mean answers."""
 """Raised when the same settings would give other images: part of every set's identity."""
 
 
@@ -223,6 +226,7 @@ def adversarial_set_identity(
         "seed": config.seed,
         "eot_samples": config.eot_samples,
         "batches": [config.pool.shard_size, config.pool.batch_size] if draws_by_batch else None,
+        **({"stochastic_version": STOCHASTIC_VERSION} if is_stochastic else {}),
     }
 
 

@@ -278,6 +278,7 @@ def prediction_set_identity(
     cdvae_digest: str | None,
     images_digest: str,
     transform: str,
+    samples: int = 1,
 ) -> dict[str, Any]:
     """All that determines a defence's answers to images: JSON values.
 
@@ -286,6 +287,7 @@ def prediction_set_identity(
         defense_digest, cdvae_digest: of its checkpoints; None where one holds all of it.
         images_digest: of the clean images.
         transform: what is done to an image first, by its name; "" for nothing.
+        samples: draws of a stochastic defence, whose mean answer counts.
     """
     return {
         "kind": "prediction-set",
@@ -295,6 +297,7 @@ def prediction_set_identity(
         "cdvae": cdvae_digest,
         "images": images_digest,
         "transform": transform,
+        **({} if samples == 1 else {"samples": samples}),
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from cdvae_ray.config.attack import AttackConfig
+from cdvae_ray.core.attacks.auto_attack import RAND_DRAWS
 from cdvae_ray.core.threat_models import ThreatModel
 from cdvae_ray.evaluation.intervals import wilson
 from cdvae_ray.storage.adversarial_set import AdversarialImages
@@ -155,14 +156,24 @@ def sanity_checks(
         _none(f"perturbations are within epsilon + {BALL_TOLERANCE:g}", counts.outside_ball, n)
         if config.epsilon is not None
         else Check("perturbations are within epsilon", "not run", "the attack has no epsilon"),
-        _none("gradients are finite", counts.nonfinite_gradient, n),
-        _few("no image resists by a gradient of zero", counts.masked, n, counts.zero_gradient),
+        *_gradient_checks(counts, config),
         Check(UNPERTURBED, "not run", "the attack gives back unchanged what it does not fool")
         if config.gives_back_resisting
         else _few(UNPERTURBED, counts.unperturbed, n, None),
         _determinism(is_stochastic, eot_samples, config),
     ]
     return checks + _strength_checks(strength, why_no_strength, config)
+
+
+def _gradient_checks(counts: AttackCounts, config: AttackConfig) -> list[Check]:
+    names = "gradients are finite", "no image resists by a gradient of zero"
+    if not config.tells_of_gradients:
+        return [Check(name, "not run", "AutoAttack's package does not tell") for name in names]
+    n = counts.images
+    return [
+        _none(names[0], counts.nonfinite_gradient, n),
+        _few(names[1], counts.masked, n, counts.zero_gradient),
+    ]
 
 
 def _none(check: str, found: int, count: int) -> Check:
@@ -176,16 +187,22 @@ def _few(check: str, found: int, count: int, anywhere: int | None) -> Check:
     return Check(check, outcome, f"{found} of {count} images do, {limit}{more}")
 
 
+def gradient_draws(config: AttackConfig, eot_samples: int) -> int:
+    """Draws that each gradient is a mean of: those that were asked for, or AutoAttack's own."""
+    return RAND_DRAWS if config.version == "rand" and eot_samples == 1 else eot_samples
+
+
 def _determinism(is_stochastic: bool, eot_samples: int, config: AttackConfig) -> Check:
     check = "the attacked function is deterministic, or met in expectation"
     if not is_stochastic:
         return Check(check, "pass", "5 forward passes agree")
-    if eot_samples >= EOT_SAMPLES or config.version == "rand":
-        return Check(check, "pass", f"stochastic; {eot_samples} draws a gradient")
+    draws = gradient_draws(config, eot_samples)
+    if draws >= EOT_SAMPLES:
+        return Check(check, "pass", f"stochastic; {draws} draws a gradient")
     return Check(
         check,
         "warn",
-        f"STOCHASTIC AND ATTACKED WITH {eot_samples} DRAW(S) A GRADIENT: the numbers overstate "
+        f"STOCHASTIC AND ATTACKED WITH {draws} DRAW(S) A GRADIENT: the numbers overstate "
         f"robustness; set --eot-samples {EOT_SAMPLES} or more",
     )
 

@@ -10,6 +10,7 @@ from cdvae_ray.core.attacks.balls import pixel_norm
 from cdvae_ray.core.attacks.eot import Eot, eot
 from cdvae_ray.core.attacks.run import run_attack
 from cdvae_ray.data.images import ImageSet
+from cdvae_ray.evaluation.answers import answering, predictions
 from cdvae_ray.storage.adversarial_set import AdversarialImages
 
 
@@ -47,16 +48,16 @@ def attack_images(
         images = _floats(image_set.images[ids], device, channels_last=channels_last)
         labels = image_set.labels[ids].to(device)
         result = run_attack(config, classify, images, labels, seed=seed, image_ids=ids)
-        with torch.inference_mode():
-            clean = classify(images).argmax(dim=1)
-            predictions = classify(result.images).argmax(dim=1)
+        # Draws of their own, not those among which the attack has found its luck.
+        with torch.inference_mode(), answering(seed, first, device=device):
+            clean, answers = predictions(classify(images)), predictions(classify(result.images))
         perturbation = result.images - images
         part = {
             "image_ids": ids,
             "images": result.images.contiguous(),
             "labels": labels,
             "clean_predictions": clean,
-            "predictions": predictions,
+            "predictions": answers,
             "success": result.success,
             "loss": result.loss,
             "norm": result.norm,

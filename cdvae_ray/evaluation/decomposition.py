@@ -15,6 +15,7 @@ from cdvae_ray.core.objective import kl_per_image, reconstruction_accuracy_per_i
 from cdvae_ray.core.vae import Posterior
 from cdvae_ray.core.vq_vae import VqVae, code_counts
 from cdvae_ray.data.batches import Batch
+from cdvae_ray.evaluation.answers import predictions
 
 ATTACK_SUMS = (
     "attacked_clean_accuracy",
@@ -51,7 +52,7 @@ def evaluate_clean(model: CDVAE, batches: Iterable[Batch], device: torch.device)
                 output.reconstruction, output.normalized_images
             )
             sums = {
-                "class_essential_accuracy": (output.logits.argmax(dim=1) == labels).sum(),
+                "class_essential_accuracy": (predictions(output.logits) == labels).sum(),
                 "reconstruction_accuracy": reconstructed.sum(),
             }
             if isinstance(output.latent, Posterior):
@@ -112,8 +113,8 @@ def look_at_perturbations(
         with torch.inference_mode():
             clean, attacked = model.decompose(images), model.decompose(adversarial)
             sums = {
-                "attacked_clean_accuracy": (clean.logits.argmax(dim=1) == labels).sum(),
-                "attacked_accuracy": (attacked.logits.argmax(dim=1) == labels).sum(),
+                "attacked_clean_accuracy": (predictions(clean.logits) == labels).sum(),
+                "attacked_accuracy": (predictions(attacked.logits) == labels).sum(),
                 "delta_l2": _l2(images - adversarial),
                 "delta_redundant_l2": _l2(clean.class_redundant - attacked.class_redundant),
                 "delta_essential_l2": _l2(clean.class_essential - attacked.class_essential),

@@ -20,6 +20,7 @@ from cdvae_ray.evaluation.attack_report import (
     Outcome,
     StrengthCounts,
     check_text,
+    gradient_draws,
 )
 from cdvae_ray.evaluation.defense_table import ABOUT_ZERO, AttackedDefense, DefenseOutcomes
 
@@ -108,11 +109,11 @@ def defense_checklist(evidence: DefenseEvidence) -> list[Check]:
         _counted(evidence, "pixels are finite", _none(lambda counts: counts.nonfinite_pixels)),
         _counted(evidence, "pixels are in [0, 1]", _none(lambda counts: counts.outside_box)),
         _in_ball(evidence),
-        _counted(evidence, "gradients are finite", _none(lambda counts: counts.nonfinite_gradient)),
-        _counted(
-            evidence,
-            "no image resists by a gradient of zero",
-            _few(lambda counts: counts.masked),
+        _gradients(
+            evidence, "gradients are finite", _none(lambda counts: counts.nonfinite_gradient)
+        ),
+        _gradients(
+            evidence, "no image resists by a gradient of zero", _few(lambda counts: counts.masked)
         ),
         _unperturbed(evidence),
         _determinism(evidence),
@@ -179,6 +180,14 @@ def _counted(
         missing=missing,
         why_none="no counts of attacks" if wanted else "no attack was made",
     )
+
+
+def _gradients(evidence: DefenseEvidence, check: str, judge: _Judge) -> Check:
+    every = evidence.outcomes.attacks
+    telling = [each for each in every if each.attack.tells_of_gradients]
+    if every and not telling:
+        return Check(check, "not run", "AutoAttack's package does not tell")
+    return _counted(evidence, check, judge, telling)
 
 
 def _unperturbed(evidence: DefenseEvidence) -> Check:
@@ -265,9 +274,7 @@ def _determinism(evidence: DefenseEvidence) -> Check:
     if not evidence.white_box:
         return Check(check, "not run", f"stochastic, but {_NO_WHITE_BOX}")
     draws = {
-        _name(each): each.eot_samples
-        for each in evidence.white_box
-        if each.attack.version != "rand"
+        _name(each): gradient_draws(each.attack, each.eot_samples) for each in evidence.white_box
     }
     if evidence.strength or evidence.epsilon_sweep:
         draws["sweep and variants"] = evidence.eot_samples
@@ -279,8 +286,7 @@ def _determinism(evidence: DefenseEvidence) -> Check:
             f"STOCHASTIC AND ATTACKED WITH FEW DRAWS A GRADIENT ({', '.join(few)}): the numbers "
             f"overstate robustness; set --eot-samples {EOT_SAMPLES} or more",
         )
-    least = f"at least {min(draws.values())} draws a gradient" if draws else "AutoAttack's own"
-    return Check(check, "pass", f"stochastic; {least}")
+    return Check(check, "pass", f"stochastic; at least {min(draws.values())} draws a gradient")
 
 
 def _white_box_and_transfer(evidence: DefenseEvidence) -> Check:

@@ -9,11 +9,13 @@ from torch import Tensor, nn
 
 from cdvae_ray.config.detection import AdaptiveConfig, AdaptiveStrategy
 from cdvae_ray.core.attacks.detector_pgd import detector_pgd
+from cdvae_ray.core.attacks.eot import eot
 from cdvae_ray.core.detectors.image_detector import ImageDetector
 from cdvae_ray.core.detectors.mahalanobis import Mahalanobis
 from cdvae_ray.core.detectors.mahalanobis_input import mahalanobis_input_scores
 from cdvae_ray.core.detectors.residual import residual_l2, residual_linf
 from cdvae_ray.core.feature_extractor import Extraction, FeatureExtractor
+from cdvae_ray.evaluation.answers import predictions
 
 FEATURE_PREFIX = "features/"
 Columns = dict[str, Tensor]
@@ -33,7 +35,7 @@ class FeatureColumns(nn.Module):
         """Columns of a batch."""
         with torch.inference_mode():
             extraction: Extraction = self.extractor(images)
-            columns = {"label": labels, "prediction": extraction.logits.argmax(dim=1)}
+            columns = {"label": labels, "prediction": predictions(extraction.logits)}
             if extraction.residual is not None:
                 redundant = images - extraction.residual
                 columns["residual_l2"] = residual_l2(images, redundant)
@@ -49,19 +51,31 @@ class PredictionColumns(nn.Module):
     Args:
         defense: images in [0, 1] to logits.
         transform: done to the images first.
+        samples: draws of a stochastic defence, whose mean answer counts; 1 of a deterministic one.
     """
 
     def __init__(
-        self, defense: nn.Module, transform: Callable[[Tensor], Tensor] | None = None
+        self,
+        defense: nn.Module,
+        transform: Callable[[Tensor], Tensor] | None = None,
+        *,
+        samples: int = 1,
     ) -> None:
         super().__init__()
-        self.defense, self.transform = defense, transform
+        self.defense, self.transform, self.samples = defense, transform, samples
+
+    def ask(self, images: Tensor) -> Tensor:
+        """Logits (N, classes), or the log of the mean probability over the draws."""
+        if self.samples == 1:
+            logits: Tensor = self.defense(images)
+            return logits
+        return eot(self.defense, num_samples=self.samples)(images)
 
     def forward(self, images: Tensor, labels: Tensor, image_ids: Tensor) -> Columns:
         """Columns of a batch."""
         with torch.inference_mode():
             shown = images if self.transform is None else self.transform(images)
-            return {"label": labels, "prediction": self.defense(shown).argmax(dim=1)}
+            return {"label": labels, "prediction": predictions(self.ask(shown))}
 
 
 def step_column(magnitude: float, layer: str) -> str:
@@ -140,7 +154,7 @@ class AdaptiveColumns(nn.Module):
     def forward(self, images: Tensor, labels: Tensor, image_ids: Tensor) -> Columns:
         """Columns of a batch."""
         with torch.no_grad():
-            clean_prediction = self.detector.classify(images).argmax(dim=1)
+            clean_prediction = predictions(self.detector.classify(images))
             clean_score = self.detector.score(images)
         result = detector_pgd(
             self.detector.classify,

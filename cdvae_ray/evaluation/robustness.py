@@ -11,6 +11,7 @@ from cdvae_ray.config.training import DefenseEvaluationConfig
 from cdvae_ray.core.attacks.pgd import pgd
 from cdvae_ray.core.metrics import Tally
 from cdvae_ray.data.batches import Batch
+from cdvae_ray.evaluation.answers import predictions
 
 CLEAN_ACCURACY_SUMS = ("accuracy",)
 ROBUSTNESS_SUMS = ("attacked_clean_accuracy", "attacked_accuracy")
@@ -28,7 +29,7 @@ def accuracy(defense: nn.Module, batches: Iterable[Batch], device: torch.device)
     with torch.inference_mode():
         for batch in batches:
             images, labels = batch.on(device)
-            right = defense(images).argmax(dim=1) == labels
+            right = predictions(defense(images)) == labels
             tally.add({"accuracy": right.sum()}, len(labels))
     return tally
 
@@ -56,8 +57,8 @@ def robustness(
             image_ids=batch.image_ids,
         )
         with torch.inference_mode():
-            right = defense(images).argmax(dim=1) == labels
-            held = right & (defense(result.images).argmax(dim=1) == labels)
+            right = predictions(defense(images)) == labels
+            held = right & (predictions(defense(result.images)) == labels)
         tally.add(
             {"attacked_clean_accuracy": right.sum(), "attacked_accuracy": held.sum()}, len(labels)
         )

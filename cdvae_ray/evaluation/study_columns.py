@@ -14,6 +14,7 @@ from cdvae_ray.core.cdvae import CDVAE, Latent
 from cdvae_ray.core.classifier import ImageClassifier, classifier_input
 from cdvae_ray.core.threat_models import AttackedModel
 from cdvae_ray.core.vae import Posterior
+from cdvae_ray.evaluation.answers import predictions
 from cdvae_ray.evaluation.image_computations import Columns
 from cdvae_ray.training.frozen_cdvae import latent_noise
 
@@ -83,8 +84,8 @@ class DecompositionColumns(nn.Module):
                 "label": labels,
                 "prediction": self._answers(x, first.logits),
                 "prediction_adversarial": self._answers(attacked, second.logits),
-                "essential_prediction": first.logits.argmax(dim=1),
-                "essential_prediction_adversarial": second.logits.argmax(dim=1),
+                "essential_prediction": predictions(first.logits),
+                "essential_prediction_adversarial": predictions(second.logits),
                 "latent": latent_vector(first.latent),
                 "latent_adversarial": latent_vector(second.latent),
             }
@@ -103,8 +104,8 @@ class DecompositionColumns(nn.Module):
         attacked = self.attacked
         if isinstance(attacked, AttackedModel) and attacked.threat_model.name == "class-essential":
             # Not asked again: a CD-VAE that samples would draw anew.
-            return essential_logits.argmax(dim=1)
-        answers: Tensor = attacked(images).argmax(dim=1)
+            return predictions(essential_logits)
+        answers: Tensor = predictions(attacked(images))
         return answers
 
     def _in_units(self, part: Tensor, name: str) -> Tensor:

@@ -311,6 +311,8 @@ def _planned(
     if job.is_stochastic and attack.attack == "auto_attack" and attack.version is None:
         # Its standard version counts a lucky draw as robust.
         attack = dataclasses.replace(attack, version="rand")
+    if job.is_stochastic or job.config.eot_samples > 1:
+        attack = attack.without_dropping()
     identity = adversarial_set_identity(
         attack,
         job.config,

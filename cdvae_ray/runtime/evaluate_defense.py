@@ -291,7 +291,9 @@ def _answers(job: _Job, transfer: Sequence[MadeSet]) -> _Right:
         for what, source, transform in shown:
             computation = f"{each.name}, {transform or 'as it is'}"
             function = _ZERO_STRENGTH[transform][1] if transform else None
-            computations[computation] = PredictionColumns(each.loaded.module, function)
+            computations[computation] = PredictionColumns(
+                each.loaded.module, function, samples=each.eot_samples
+            )
             plans[each.name, what] = RowSetPlan(
                 label=f"{each.name} on {what}",
                 identity=prediction_set_identity(
@@ -300,6 +302,7 @@ def _answers(job: _Job, transfer: Sequence[MadeSet]) -> _Right:
                     cdvae_digest=each.loaded.cdvae_digest,
                     images_digest=job.images.digest,
                     transform=transform,
+                    samples=each.eot_samples,
                 ),
                 root=job.storage.child("predictions"),
                 source=source,

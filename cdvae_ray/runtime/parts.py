@@ -100,9 +100,16 @@ def space_at(space: InputKind, cdvae: str, classifier: str, address: str) -> Spa
         if location
     }
     network = classifier_of(parts["classifier"]) if classifier else None
-    extractor = feature_extractor(
-        space, cdvae=cdvae_of(parts["cdvae"]) if cdvae else None, classifier=network
-    )
+    model = cdvae_of(parts["cdvae"]) if cdvae else None
+    if model is not None and model.config.evaluation_latent == "sample":
+        raise ConfigError(
+            f"checkpoint {cdvae}",
+            got="a CD-VAE that draws its latent anew at each look",
+            expected="one that decodes the mean: a detector has no score of an image otherwise",
+            remedy="train it with --model.evaluation-latent mean (jobs/attack.py and "
+            "jobs/evaluate_defense.py take both, in expectation)",
+        )
+    extractor = feature_extractor(space, cdvae=model, classifier=network)
     digests = {name: model_digest(each) for name, each in parts.items()}
     require_same_cdvae(network, digests.get("cdvae"))
     return Space(

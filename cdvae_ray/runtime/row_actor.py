@@ -12,6 +12,7 @@ import ray
 import torch
 
 from cdvae_ray.errors import CdvaeError
+from cdvae_ray.evaluation.answers import answering
 from cdvae_ray.evaluation.image_source import ImageSource
 from cdvae_ray.runtime.cluster import worker_device
 from cdvae_ray.runtime.pool import decode_error, encode_error
@@ -110,7 +111,9 @@ class RowActor:
                 each.load(clean, ids).to(self.device).contiguous(memory_format=self.layout)
                 for each in sources
             ]
-            columns = compute(*shown, clean.labels[ids].to(self.device), ids)
+            # A stochastic model answers alike whichever actor asks, and after whatever.
+            with answering(0, planned.identity_digest, int(ids[0]), device=self.device):
+                columns = compute(*shown, clean.labels[ids].to(self.device), ids)
             parts.append({name: values.cpu() for name, values in columns.items()})
         rows = ImageRows(
             image_ids, {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -3,6 +3,7 @@
 import os
 import sys
 
+from cdvae_ray.cli import say
 from cdvae_ray.config.attack_job import PoolConfig
 from cdvae_ray.errors import AttackError
 from cdvae_ray.runtime.pool import connect_pool, run_on_pool
@@ -22,7 +23,7 @@ class Mortal:
 
 if __name__ == "__main__":
     pool = PoolConfig(cpus_per_worker=1)
-    allocation = connect_pool(pool, print)
+    allocation = connect_pool(pool, say)
     try:
         for done in run_on_pool(
             ["a", "poison"],
@@ -32,6 +33,6 @@ if __name__ == "__main__":
             allocation=allocation,
             what="attack generation",
         ):
-            print("done", done)
+            say(f"done {done}")
     except AttackError as error:
-        print("error:", error)
+        say(f"error: {error}")

@@ -32,7 +32,8 @@ class Eot:
 def eot(classify: Classify, *, num_samples: int = 20) -> Eot:
     """The same classifier for an attack that averages over its randomness.
 
-    On a deterministic classifier this changes nothing but the cost.
+    Attacks that would stop at the first iterate that fools do not under it (`drop_fooled`): that
+    one may be a lucky draw. On a deterministic classifier it changes nothing else but the cost.
 
     Args:
         classify: images in [0, 1] to logits, at random.

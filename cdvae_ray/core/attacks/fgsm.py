@@ -47,7 +47,7 @@ def fgsm(
     check_positive("epsilon", epsilon)
     if sign_of_zero not in (0, 1):
         raise ConfigError("sign_of_zero", got=sign_of_zero, expected="0 or 1", remedy="pass either")
-    drop = check_keep(keep, drop_fooled)
+    drop = check_keep(keep, drop_fooled, classify)
     given = prepare(images, labels, targets=targets, image_ids=image_ids)
     search = PixelSearch(
         given.images, "linf", epsilon, step_size=epsilon, sign_of_zero=sign_of_zero

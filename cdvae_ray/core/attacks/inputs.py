@@ -97,8 +97,11 @@ def check_steps(num_steps: int) -> None:
         raise ConfigError("num_steps", got=num_steps, expected=">= 1", remedy="pass such a number")
 
 
-def check_keep(keep: str, drop_fooled: bool | None) -> bool:
+def check_keep(keep: str, drop_fooled: bool | None, classify: Classify) -> bool:
     """Whether to drop fooled images: where nothing is said, if the kept iterate allows it.
+
+    Under an `eot` it is not done unless it is asked for: of many steps one is fooled by luck, and
+    an image that stops there is most often right when it is looked at again.
 
     Raises:
         ConfigError: keep is neither best nor last, or the last iterate of dropped images was
@@ -113,7 +116,9 @@ def check_keep(keep: str, drop_fooled: bool | None) -> bool:
             expected="keep='best' (a dropped image has no last iterate)",
             remedy="leave drop_fooled out, or keep the best iterate",
         )
-    return keep == "best" if drop_fooled is None else drop_fooled
+    if drop_fooled is not None:
+        return drop_fooled
+    return keep == "best" and not is_averaged(classify)
 
 
 def check_logits(logits: Tensor, count: int) -> None:
@@ -169,14 +174,18 @@ def attacking(classify: Classify, seed: int, device: torch.device) -> Iterator[N
                 module.training = mode
 
 
+def is_averaged(classify: Classify) -> bool:
+    """Whether it is an `eot` of a classifier."""
+    return getattr(classify, "attacked", None) is not None
+
+
 def modules_behind(classify: Classify) -> list[nn.Module]:
     """The modules that a function of images obviously runs."""
     if isinstance(classify, nn.Module):
         return [classify]
     if isinstance(classify, functools.partial):
         return modules_behind(classify.func)
-    inner = getattr(classify, "attacked", None)
-    if inner is not None:
-        return modules_behind(inner)
+    if is_averaged(classify):
+        return modules_behind(classify.attacked)  # type: ignore[attr-defined]
     owner = getattr(classify, "__self__", None)
     return [owner] if isinstance(owner, nn.Module) else []

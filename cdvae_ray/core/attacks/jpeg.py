@@ -69,7 +69,7 @@ def jpeg(
     check_steps(num_steps)
     size = epsilon / math.sqrt(num_steps) if step_size is None else step_size
     check_positive("step_size", size)
-    drop = check_keep(keep, drop_fooled)
+    drop = check_keep(keep, drop_fooled, classify)
     given = prepare(images, labels, targets=targets, image_ids=image_ids)
     blocks = _whole_blocks(given.images)
     search = CoefficientSearch(

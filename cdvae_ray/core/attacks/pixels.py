@@ -101,7 +101,7 @@ def climb_pixels(
     size = epsilon / math.sqrt(num_steps) if step_size is None else step_size
     check_positive("step_size", size)
     _check_restarts(num_restarts, keep)
-    drop = check_keep(keep, drop_fooled)
+    drop = check_keep(keep, drop_fooled, classify)
     given = prepare(images, labels, targets=targets, image_ids=image_ids)
     whole = PixelSearch(given.images, norm, epsilon, size)
     found: Found | None = None

@@ -76,7 +76,7 @@ def recolor(
     weight = 0.0036 / epsilon if smoothness is None else smoothness
     check_smoothness(weight)
     _check_resolution(resolution)
-    drop = check_keep(keep, drop_fooled)
+    drop = check_keep(keep, drop_fooled, classify)
     given = prepare(images, labels, targets=targets, image_ids=image_ids)
     check_colors(images)
     identity = identity_colors(resolution, given.images)

@@ -69,7 +69,7 @@ def stadv(
     check_positive("step_size", step_size)
     weight = 0.0025 / epsilon if smoothness is None else smoothness
     check_smoothness(weight)
-    drop = check_keep(keep, drop_fooled)
+    drop = check_keep(keep, drop_fooled, classify)
     given = prepare(images, labels, targets=targets, image_ids=image_ids)
     count, _, height, width = images.shape
     start = given.images.new_zeros(count, 2, height, width)
