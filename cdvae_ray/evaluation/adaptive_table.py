@@ -20,6 +20,10 @@ FALSE_POSITIVE_RATES = (0.05, 0.5)
 """Shares of clean images flagged at which Bryniarski et al. (2022) report an attack's success."""
 
 
+LINF = "L-inf, pixels"
+"""The measure of an adaptive attack's radius, as `AttackConfig.measure` has it."""
+
+
 class AdaptiveRow(NamedTuple):
     """A line of the table: one detector, one attack, one threshold."""
 
@@ -47,6 +51,15 @@ class AdaptiveRow(NamedTuple):
     zero_gradient: int
     """Images with a gradient that vanished at some step."""
     nonfinite_gradient: int
+    measure: str
+    """What epsilon is measured in."""
+
+    @property
+    def radius(self) -> str:
+        """epsilon with its measure, for people."""
+        if self.measure == LINF:
+            return f"{255 * self.epsilon:.3g}/255"
+        return f"{self.epsilon:.3g} ({self.measure})"
 
 
 def adaptive_rows(
@@ -58,6 +71,7 @@ def adaptive_rows(
     threat_model: str,
     config: AdaptiveConfig,
     thresholds: Mapping[float, float],
+    measure: str = LINF,
 ) -> list[AdaptiveRow]:
     """A row a threshold, of the images that are right without an attack.
 
@@ -69,6 +83,7 @@ def adaptive_rows(
         threat_model: for people.
         config: radius and steps.
         thresholds: by false positive rate.
+        measure: what the radius is measured in.
 
     Raises:
         DataError: no image is right without an attack.
@@ -106,6 +121,7 @@ def adaptive_rows(
                 success_high=high,
                 zero_gradient=int(rows["zero_gradient"].sum()),
                 nonfinite_gradient=int(rows["nonfinite_gradient"].sum()),
+                measure=measure,
             )
         )
     return found

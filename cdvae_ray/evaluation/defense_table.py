@@ -375,9 +375,19 @@ def _means(groups: Sequence[Tensor], *, seed: int, num_resamples: int) -> list[E
     sizes = np.array([len(group) for group in groups])
     estimates = _mean_of_images(np.stack(columns, axis=1), seed=seed, num_resamples=num_resamples)
     return [
-        Estimate(*(number / int(size) for number in estimate))
+        _widened(Estimate(*(number / int(size) for number in estimate)), len(columns[0]))
         for estimate, size in zip(estimates, sizes, strict=True)
     ]
+
+
+def _widened(estimate: Estimate, count: int) -> Estimate:
+    """Wilson's end where every image was fooled by all attacks, or none by any.
+
+    Then all resamples are equal, and their interval would have no width.
+    """
+    if estimate.value not in (0.0, 1.0):
+        return estimate
+    return Estimate(estimate.value, *wilson(round(estimate.value * count), count))
 
 
 def _mean_of_images(

@@ -287,7 +287,7 @@ def _adaptive_part(rows: Sequence[AdaptiveRow]) -> str:
                     [
                         f"{row.method}({SPACE_SYMBOLS[row.space]})",
                         row.attack,
-                        f"{255 * row.epsilon:.3g}/255",
+                        row.radius,
                         str(row.num_steps),
                         f"{row.false_positive_rate:.0%}",
                         f"{row.clean_flagged:.1%}",

@@ -26,6 +26,7 @@ from cdvae_ray.data.load import load_splits
 from cdvae_ray.errors import DataError
 from cdvae_ray.evaluation.adaptive_table import (
     FALSE_POSITIVE_RATES,
+    LINF,
     AdaptiveRow,
     adaptive_columns,
     adaptive_rows,
@@ -662,6 +663,7 @@ def _adaptive(
                     threat_model=threat,
                     config=own if found is unaware else config,
                     thresholds=each.thresholds,
+                    measure=suite.measure if found is unaware else LINF,
                 )
             except DataError as error:
                 skipped.append(f"{attack} on {method} in {name}: {error}")

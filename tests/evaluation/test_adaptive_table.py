@@ -89,6 +89,8 @@ def test_counts_are_those_made_by_hand() -> None:
         assert (row.zero_gradient, row.nonfinite_gradient) == (1, 2)
         assert (row.method, row.space, row.attack) == ("MD", "class_essential", "orthogonal")
         assert (row.epsilon, row.num_steps) == (4 / 255, 7)
+        assert row.radius == "4/255"
+        assert row._replace(epsilon=1.0, measure="L2, pixels").radius == "1 (L2, pixels)"
 
 
 def test_no_success_and_nothing_but_success_have_closed_intervals() -> None:

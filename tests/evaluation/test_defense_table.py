@@ -222,6 +222,13 @@ def test_threat_models_are_never_mixed() -> None:
         assert found[WHITE_BOX, quantity].accuracy == white_box
 
 
+@pytest.mark.parametrize(("answers", "robust"), [("0000", 0), ("1111", 4)])
+def test_a_mean_of_equal_images_has_an_interval_all_the_same(answers: str, robust: int) -> None:
+    found = numbers_of(outcomes("1111", attacked(LINF, answers), attacked(L2, answers)))
+    mean = found[TRANSFER, "mean of all"]
+    assert (mean.low, mean.high) == wilson(robust, 4)
+
+
 def test_no_mean_of_unseen_where_all_was_seen() -> None:
     found = numbers_of(
         outcomes("11", attacked(LINF, "11"), attacked(GREY["C&W-Linf"], "11"), name="AT",

@@ -331,6 +331,7 @@ def cifar_rows() -> list[DetectionRow]:
 
 def adaptive_row(attack: str, threat_model: str) -> AdaptiveRow:
     return AdaptiveRow(
+        measure="L-inf, pixels",
         method="MD",
         space="class_essential",
         attack=attack,

@@ -103,6 +103,7 @@ def detection(auroc, *, space="class_essential", target="class-essential", **cha
 
 def adaptive(success, attack, *, rate=0.05, threat=KNOWN, method="MD", space="class_essential"):
     return AdaptiveRow(
+        measure="L-inf, pixels",
         method=method,
         space=space,
         attack=attack,
