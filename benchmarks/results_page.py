@@ -22,7 +22,7 @@ from marks import fill
 from cdvae_ray.evaluation.defense_table import CLEAN, WORST_OF_ALL
 from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.layout import markdown_table
-from cdvae_ray.evaluation.seed_tables import SeedRow
+from cdvae_ray.evaluation.seed_tables import OBJECTIVES, SeedRow
 from cdvae_ray.runtime.compare_seeds import REPORT_KIND
 from cdvae_ray.storage.artifact import read_artifact
 from cdvae_ray.storage.store import Store
@@ -234,9 +234,7 @@ def all_tables(rows: list[SeedRow]) -> str:
     if searched:
         names = dict.fromkeys(row.quantity for row in searched)
         gammas = Pivot("", "Figure 4", "", lambda key: (key[0], key[1]), "gamma")
-        relabelled = [
-            row._replace(key=(row.key[0], row.quantity.replace("_", " "))) for row in searched
-        ]
+        relabelled = [row._replace(key=(row.key[0], OBJECTIVES[row.quantity])) for row in searched]
         parts.append(
             f"### Figure 4, in percent ({len(names)} objectives)\n\n{pivot(gammas, relabelled)}"
         )

@@ -10,7 +10,7 @@ from cdvae_ray.evaluation.defense_table import CLEAN, WORST_OF_ALL
 from cdvae_ray.evaluation.detection_table import SPACE_SYMBOLS
 from cdvae_ray.evaluation.headlines import MAIN_ATTACK
 from cdvae_ray.evaluation.layout import png_bytes
-from cdvae_ray.evaluation.seed_tables import SeedRow
+from cdvae_ray.evaluation.seed_tables import OBJECTIVES, SeedRow
 
 
 def seed_picture(rows: Sequence[SeedRow], *, caption: str) -> bytes:
@@ -107,7 +107,7 @@ def _gamma(rows: Sequence[SeedRow]) -> Callable[[Any], None] | None:
                 [100 * row.mean for row in of_name],
                 color=color,
                 linewidth=1.2,
-                label=name.replace("_", " "),
+                label=OBJECTIVES[name],
             )
             for gamma, row in zip(gammas, of_name, strict=True):
                 values = [100 * value for value in row.values if value is not None]

@@ -27,14 +27,17 @@ _SAME_IMAGES = {
     "subset": "successful",
     "contrast": MAIN_CONTRAST,
 }
-_OBJECTIVES = (
-    "class_essential_accuracy",
-    "reconstruction_accuracy",
-    "detection_auroc_kd",
-    "detection_auroc_lid",
-    "detection_auroc_md",
-    "defense_accuracy",
-)
+OBJECTIVES = {
+    "class_essential_accuracy": "accuracy of D(R(x))",
+    "reconstruction_accuracy": "reconstruction accuracy of G(x)",
+    **{
+        f"detection_auroc_{method.lower()}{suffix}": f"AUROC of {method} on R(x), attacks on {of}"
+        for suffix, of in (("", "D(x)"), ("_essential", "D(R(x))"))
+        for method in ("KD", "LID", "MD")
+    },
+    "defense_accuracy": "accuracy of G(x)'s classifier, attacks on D(x)",
+}
+"""What Figure 4 has against gamma, and how people call it."""
 
 
 class View(NamedTuple):
@@ -136,7 +139,7 @@ VIEWS: tuple[View, ...] = (
         "search",
         "trials",
         ("gamma",),
-        _OBJECTIVES,
+        tuple(OBJECTIVES),
     ),
 )
 
