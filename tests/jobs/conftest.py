@@ -4,6 +4,7 @@ import runpy
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,7 +64,7 @@ def refused(run_script, tmp_path):
 
 @pytest.fixture(scope="session")
 def checkpoints(tmp_path_factory):
-    """Untrained checkpoints: a CD-VAE of digits, one of other classes, a classifier on x."""
+    """Untrained checkpoints: CD-VAEs of digits, of other classes, that samples; a classifier."""
     folder = tmp_path_factory.mktemp("checkpoints")
     settings = {
         "training": TrainingConfig(epochs=1),
@@ -75,6 +76,9 @@ def checkpoints(tmp_path_factory):
     tasks = {
         "digits": CdvaeTask(class_names=DIGITS, **cdvae),
         "letters": CdvaeTask(class_names=("a", "b"), **cdvae),
+        "sampling": CdvaeTask(
+            class_names=DIGITS, **(cdvae | {"model": replace(small, evaluation_latent="sample")})
+        ),
         "classifier": ClassifierTask(
             input_kind="images",
             cdvae=None,

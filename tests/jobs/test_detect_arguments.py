@@ -20,6 +20,10 @@ def filled(checkpoints, arguments):
         (["smoke"], "checkpoint: got none, expected a CD-VAE"),
         (["smoke", "--checkpoint", "nowhere"], "nowhere: got nothing there"),
         (["smoke", "--checkpoint", "{classifier}"], "expected a CD-VAE"),
+        (
+            ["smoke", "--checkpoint", "{sampling}"],
+            "got a CD-VAE that draws its latent anew at each look, expected one that decodes",
+        ),
         (["smoke", "--checkpoint", "{letters}"], "data: got 10 classes of 16 pixels"),
         (
             ["smoke", "--checkpoint", "{digits}", "--classifier", "{digits}"],
