@@ -22,6 +22,7 @@ BALL_TOLERANCE = 1e-6
 MASKED_FRACTION = 0.01
 """Images that may resist with a vanished gradient, or unperturbed, before a check fails."""
 UNPERTURBED = "no image resists unperturbed"
+UNTOLD = "AutoAttack's package does not tell"
 STABLE_POINTS = 0.5
 """Change of robust accuracy, in points, that twice the steps or more starts may bring."""
 EOT_SAMPLES = 20
@@ -168,7 +169,7 @@ def sanity_checks(
 def _gradient_checks(counts: AttackCounts, config: AttackConfig) -> list[Check]:
     names = "gradients are finite", "no image resists by a gradient of zero"
     if not config.tells_of_gradients:
-        return [Check(name, "not run", "AutoAttack's package does not tell") for name in names]
+        return [Check(name, "not run", UNTOLD) for name in names]
     n = counts.images
     return [
         _none(names[0], counts.nonfinite_gradient, n),

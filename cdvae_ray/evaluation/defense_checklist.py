@@ -15,6 +15,7 @@ from cdvae_ray.evaluation.attack_report import (
     MASKED_FRACTION,
     STABLE_POINTS,
     UNPERTURBED,
+    UNTOLD,
     AttackCounts,
     Check,
     Outcome,
@@ -186,7 +187,7 @@ def _gradients(evidence: DefenseEvidence, check: str, judge: _Judge) -> Check:
     every = evidence.outcomes.attacks
     telling = [each for each in every if each.attack.tells_of_gradients]
     if every and not telling:
-        return Check(check, "not run", "AutoAttack's package does not tell")
+        return Check(check, "not run", UNTOLD)
     return _counted(evidence, check, judge, telling)
 
 

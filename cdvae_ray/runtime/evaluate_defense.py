@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor
 
 from cdvae_ray.config.defense_job import (
@@ -334,7 +333,6 @@ def _outcomes(
     right: _Right,
 ) -> DefenseOutcomes:
     clean = right[each.name, "clean"]
-    ids = torch.arange(len(job.images))
     attacked = [
         AttackedDefense(
             attack=made.attack,
@@ -348,7 +346,7 @@ def _outcomes(
         for made in transfer
     ]
     for made in white_box.table:
-        rows = read_outcomes(made.stored.store).select(ids)
+        rows = read_outcomes(made.stored.store)
         held = (rows.clean_predictions == rows.labels) & (rows.predictions == rows.labels)
         attacked.append(
             AttackedDefense(

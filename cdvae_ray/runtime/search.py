@@ -33,7 +33,6 @@ from cdvae_ray.runtime.search_trials import Search
 from cdvae_ray.runtime.tracked import (
     embedded_root,
     ending,
-    require_lasting_places,
     tracking_address,
 )
 from cdvae_ray.runtime.training_job import Say
@@ -90,7 +89,7 @@ def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
     """Runs on the driver. Makes every trial that is not stored, and reports on all.
 
     Args:
-        job: what is tried, with settings of `lasting`.
+        job: what is tried, with settings of `lasting`, in places that last.
         preset: the name it was started from, for people.
         say: takes lines of progress.
 
@@ -98,7 +97,6 @@ def search(job: Search, *, preset: str, say: Say) -> SearchOutcome:
         CdvaeError: anything that a person can put right, one line each; no trial finished.
     """
     config = job.config
-    require_lasting_places(config.storage, config.tracking)
     settings = job.known_settings()
     say("ray: connecting")
     # Tune's tables come besides the lines of this job.

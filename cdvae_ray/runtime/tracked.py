@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +11,7 @@ from cdvae_ray.config.tracking import TrackingConfig
 from cdvae_ray.errors import ConfigError
 from cdvae_ray.runtime import cluster, leftovers
 from cdvae_ray.storage.store import Store
-from cdvae_ray.tracking import Writer, tracking_uri
+from cdvae_ray.tracking import Writer, named_store, tracking_uri
 
 
 @contextmanager
@@ -43,10 +42,8 @@ def require_lasting_places(storage: str, tracking: TrackingConfig) -> None:
             storage is object storage and no MLflow store is named: an embedded one needs a disk.
     """
     cluster.require_lasting_storage(storage)
-    is_named = tracking.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
-    if is_named or not tracking.enabled or not cluster.is_submitted_job():
-        return
-    if not Store.at(storage).is_local:
+    needs_disk = tracking.enabled and not named_store(tracking)
+    if needs_disk and cluster.is_submitted_job() and not Store.at(storage).is_local:
         raise ConfigError(
             "tracking",
             got=f"no MLflow store in a submitted job with the storage {storage}",

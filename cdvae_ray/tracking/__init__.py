@@ -1,6 +1,6 @@
 """MLflow: the one sub-package that imports it, and only when a job is tracked."""
 
-from cdvae_ray.tracking.address import artifact_location, redact, tracking_uri
+from cdvae_ray.tracking.address import artifact_location, named_store, redact, tracking_uri
 from cdvae_ray.tracking.environment import environment_facts, git_commit
 from cdvae_ray.tracking.links import run_links
 from cdvae_ray.tracking.models import fetch_checkpoint
@@ -16,6 +16,7 @@ __all__ = [
     "environment_facts",
     "fetch_checkpoint",
     "git_commit",
+    "named_store",
     "open_writer",
     "redact",
     "run_links",

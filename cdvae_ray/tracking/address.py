@@ -14,6 +14,11 @@ _SQLITE = "sqlite:///"
 _SERVERS = ("http", "https", "databricks", "databricks-uc", "uc")
 
 
+def named_store(config: TrackingConfig) -> str:
+    """The store that settings or environment name, as they write it; "" where neither does."""
+    return config.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+
+
 def tracking_uri(config: TrackingConfig, embedded_root: Path) -> str:
     """The store's address: the config's, else MLFLOW_TRACKING_URI, else an embedded database.
 
@@ -27,7 +32,7 @@ def tracking_uri(config: TrackingConfig, embedded_root: Path) -> str:
     Raises:
         ConfigError: the address names a folder, or a database that is in memory only.
     """
-    given = config.uri or os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    given = named_store(config)
     if not given:
         return f"{_SQLITE}{embedded_root.resolve()}/mlflow.db"
     if scheme(given) in ("", "file"):
