@@ -22,7 +22,8 @@ def write_record(name: str, results: dict[str, Any]) -> Path:
     RECORDS.mkdir(exist_ok=True)
     record = {
         "date": datetime.now(UTC).date().isoformat(),
-        "commit": git_commit(Path(__file__).parent),
+        # The records that one command wrote before this one are no change of what it measures.
+        "commit": git_commit(RECORDS.parent, apart_from=[RECORDS.name]),
         "machine": f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}, "
         f"{os.cpu_count()} CPUs",
         "environment": environment_facts(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -29,8 +30,12 @@ def environment_facts() -> dict[str, str]:
     return facts
 
 
-def git_commit(folder: Path) -> str:
+def git_commit(folder: Path, *, apart_from: Sequence[str] = ()) -> str:
     """The commit of the checkout around a folder, with "+changes" where the tree is dirty.
+
+    Args:
+        folder: a folder of the checkout.
+        apart_from: paths below the folder whose changes do not count, such as a command's results.
 
     Returns:
         The commit's full hash; outside a checkout the value of CDVAE_GIT_COMMIT, which a job
@@ -40,7 +45,9 @@ def git_commit(folder: Path) -> str:
     # A package inside an ignored folder (a virtual environment) is not that checkout's code.
     if not commit or _git(folder, "check-ignore", "."):
         return os.environ.get("CDVAE_GIT_COMMIT", "").strip()[:100] or "unknown"
-    return commit + ("+changes" if _git(folder, "status", "--porcelain") else "")
+    elsewhere = [":/", *(f":(exclude){path}" for path in apart_from)]
+    changes = _git(folder, "status", "--porcelain", "--", *elsewhere)
+    return commit + ("+changes" if changes else "")
 
 
 def _git(folder: Path, *arguments: str) -> str:

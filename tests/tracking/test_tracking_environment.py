@@ -37,6 +37,23 @@ def test_commit_of_a_clean_and_of_a_dirty_checkout(
     assert git_commit(tmp_path / "ignored") == "unknown"
 
 
+def test_a_commands_own_results_are_no_change(tmp_path: Path) -> None:
+    _git(tmp_path, "init")
+    for name in ("records", "code"):
+        (tmp_path / "tool" / name).mkdir(parents=True)
+        (tmp_path / "tool" / name / "file").write_text("1")
+    _git(tmp_path, "add", ".")
+    _git(tmp_path, "commit", "-m", "one")
+    commit = _git(tmp_path, "rev-parse", "HEAD")
+
+    (tmp_path / "tool/records/file").write_text("2")
+    (tmp_path / "tool/records/new").write_text("1")
+    assert git_commit(tmp_path / "tool", apart_from=["records"]) == commit
+    assert git_commit(tmp_path / "tool") == f"{commit}+changes"
+    (tmp_path / "elsewhere").write_text("1")
+    assert git_commit(tmp_path / "tool", apart_from=["records"]) == f"{commit}+changes"
+
+
 def test_commit_outside_a_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert git_commit(tmp_path) == "unknown"
     monkeypatch.setenv("CDVAE_GIT_COMMIT", "abc123")
