@@ -1,4 +1,4 @@
-"""Fills the tables of docs/results/paper-scale.md from what benchmarks/paper_scale.py left.
+"""Fills docs/results/paper-scale.md, and the README's table of a GPU, from paper_scale.py's files.
 
 python benchmarks/paper_scale.py combine --out OUT
 python benchmarks/paper_scale_page.py [OUT]
@@ -53,11 +53,12 @@ def main() -> None:
     summary = json.loads((PAGE.parent / COPIES["summary.json"]).read_text())
     regressions: Rows = json.loads((PAGE.parent / COPIES["combined.json"]).read_text())
     fill(PAGE, "tables", COMMAND, all_tables(summary, regressions))
+    fill(ROOT / "README.md", "gpu", COMMAND, speed(stages_of(summary)["speed"]["results"]))
 
 
 def all_tables(summary: dict[str, Any], regressions: Rows) -> str:
     """Markdown of all that summary.json and combined.json hold."""
-    stages = {stage["stage"]: stage for stage in summary["stages"]}
+    stages = stages_of(summary)
     parts = {
         "Speed of the training step": speed(stages["speed"]["results"]),
         "What was trained": trainings(stages),
@@ -66,6 +67,11 @@ def all_tables(summary: dict[str, Any], regressions: Rows) -> str:
     if "profile" in stages:
         parts["Where a step's time goes"] = profiles(stages["profile"]["results"]["forms"])
     return "\n\n".join(f"### {title}\n\n{table}" for title, table in parts.items() if table)
+
+
+def stages_of(summary: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """What each stage left, by its name."""
+    return {stage["stage"]: stage for stage in summary["stages"]}
 
 
 def speed(results: dict[str, Any]) -> str:
