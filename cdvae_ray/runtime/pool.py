@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -65,18 +66,21 @@ def run_on_pool(
     silence_ray_data(DataContext.get_current())
     # A block a task: the pool hands them out one by one as actors become free.
     rows = [{"task": task} for task in tasks]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-        actor,
-        fn_constructor_args=(work,),
-        batch_size=1,
-        compute=ActorPoolStrategy(size=pool.num_workers),
-        num_cpus=allocation.cpus_per_worker,
-        num_gpus=allocation.gpus_per_worker if allocation.use_gpu else 0,
-        # Ray Data would try for ever a task that kills every actor it is given to.
-        max_restarts=-1,
-        max_task_retries=_TASK_RETRIES,
-        runtime_env={"env_vars": {} if allocation.use_gpu else cluster.CPU_WORKER_ENVIRONMENT},
-    )
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows))
+    with warnings.catch_warnings():
+        # Of Ray's deprecated ways to say something, the only one to say max_task_retries.
+        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+        dataset = dataset.map_batches(
+            actor,
+            fn_constructor_args=(work,),
+            batch_size=1,
+            compute=ActorPoolStrategy(size=pool.num_workers),
+            num_cpus=allocation.cpus_per_worker,
+            num_gpus=allocation.gpus_per_worker if allocation.use_gpu else 0,
+            # Ray Data would try for ever a task that kills every actor it is given to.
+            max_task_retries=_TASK_RETRIES,
+            runtime_env={"env_vars": {} if allocation.use_gpu else cluster.CPU_WORKER_ENVIRONMENT},
+        )
     try:
         for row in dataset.iter_rows():
             yield row["done"]

@@ -215,24 +215,27 @@ def test_trouble_on_one_rank_stops_all(tmp_path):
     assert second["storage"] == TrainingError.__name__
 
 
-def batch_norm(rank, world_size, port, folder):
+def batch_norm(layout, rank, world_size, port, folder):
     start(rank, world_size, port)
     torch.manual_seed(0)
     images = 5 + 3 * torch.randn(8, 6, 3, 3, dtype=torch.float64)
     layer = torch.nn.BatchNorm2d(6).double()
     torch.nn.init.normal_(layer.weight)
+    torch.nn.init.normal_(layer.bias)
     if world_size > 1:
         layer.__class__ = CrossRankBatchNorm2d
     share = 8 // world_size
-    mine = images[rank * share : (rank + 1) * share].clone().requires_grad_()
+    mine = images[rank * share : (rank + 1) * share].clone(memory_format=layout).requires_grad_()
     output = layer(mine)
     # Each rank's loss is a sum over its own images, so that the ranks' gradients add up.
     (output.square() * torch.arange(1, 7).view(1, 6, 1, 1)).sum().backward()
-    gradient = all_reduce_sum(layer.weight.grad.clone())
+    weight_gradient = all_reduce_sum(layer.weight.grad.clone())
+    bias_gradient = all_reduce_sum(layer.bias.grad.clone())
     content = {
         "output": output.detach().tolist(),
         "input_gradient": mine.grad.tolist(),
-        "weight_gradient": gradient.tolist(),
+        "weight_gradient": weight_gradient.tolist(),
+        "bias_gradient": bias_gradient.tolist(),
         "mean": layer.running_mean.tolist(),
         "variance": layer.running_var.tolist(),
     }
@@ -241,13 +244,47 @@ def batch_norm(rank, world_size, port, folder):
     finish()
 
 
-def test_batch_norm_over_two_ranks_is_batch_norm_over_all_images(tmp_path):
-    (one,) = spawn(batch_norm, 1, tmp_path)
-    two = spawn(batch_norm, 2, tmp_path)
+def batch_norm_in_planes(*arguments):
+    batch_norm(torch.contiguous_format, *arguments)
+
+
+def batch_norm_in_pixels(*arguments):
+    batch_norm(torch.channels_last, *arguments)
+
+
+@pytest.mark.parametrize("layer", [batch_norm_in_planes, batch_norm_in_pixels])
+def test_batch_norm_over_two_ranks_is_batch_norm_over_all_images(layer, tmp_path):
+    (one,) = spawn(layer, 1, tmp_path)
+    two = spawn(layer, 2, tmp_path)
+    exact = {"rtol": 1e-12, "atol": 1e-12}
     for key in ("output", "input_gradient"):
-        both = torch.tensor(two[0][key] + two[1][key])
-        torch.testing.assert_close(both, torch.tensor(one[key]), rtol=1e-6, atol=1e-6)
-    for key in ("weight_gradient", "mean", "variance"):
+        both = torch.tensor(two[0][key] + two[1][key], dtype=torch.float64)
+        torch.testing.assert_close(both, torch.tensor(one[key], dtype=torch.float64), **exact)
+    for key in ("weight_gradient", "bias_gradient", "mean", "variance"):
         torch.testing.assert_close(
-            torch.tensor(two[0][key]), torch.tensor(one[key]), rtol=1e-6, atol=1e-6
+            torch.tensor(two[0][key], dtype=torch.float64),
+            torch.tensor(one[key], dtype=torch.float64),
+            **exact,
         )
+
+
+def large_mean(rank, world_size, port, folder):
+    """Small spread around a large mean, in float32, where E[x^2] - E[x]^2 is all rounding."""
+    start(rank, world_size, port)
+    torch.manual_seed(0)
+    images = 1000 + 0.1 * torch.randn(64, 3, 8, 8)
+    layer = torch.nn.BatchNorm2d(3)
+    if world_size > 1:
+        layer.__class__ = CrossRankBatchNorm2d
+    share = 64 // world_size
+    output = layer(images[rank * share : (rank + 1) * share])
+    with open(f"{folder}/{world_size}-{rank}.json", "w") as file:  # noqa: PTH123
+        json.dump({"std": output.std().item(), "mean": output.mean().item()}, file)
+    finish()
+
+
+def test_batch_norm_over_two_ranks_survives_a_large_mean(tmp_path):
+    (one,) = spawn(large_mean, 1, tmp_path)
+    for rank in spawn(large_mean, 2, tmp_path):
+        assert rank["std"] == pytest.approx(one["std"], rel=0.02)
+        assert rank["mean"] == pytest.approx(one["mean"], abs=0.02)
