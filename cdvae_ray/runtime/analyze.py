@@ -63,7 +63,7 @@ from cdvae_ray.runtime.tracked import (
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import row_shards
 from cdvae_ray.storage.store import Store, to_json_bytes
-from cdvae_ray.tracking import Writer, open_writer
+from cdvae_ray.tracking import Writer, metric_name, open_writer
 from cdvae_ray.training.checkpoint import cdvae_of, classifier_of
 
 REPORT_KIND = "study-report"
@@ -468,27 +468,25 @@ def _pictures(
 
 
 def _metrics(tables: _Tables) -> dict[str, float]:
-    """Numbers by "<attack>.<quantity>", in characters of any tracker."""
+    """Numbers by "<attack>.<quantity>"."""
     metrics = {}
     for attacked in tables.attacked:
-        metrics[f"{_slug(attacked.attack)}.accuracy_adversarial"] = attacked.accuracy_adversarial
+        metrics[metric_name(attacked.attack, "accuracy_adversarial")] = (
+            attacked.accuracy_adversarial
+        )
     for similar in tables.similarity:
         part = "redundant" if similar.compared.startswith("G") else "essential"
-        metrics[f"{_slug(similar.attack)}.cosine_{part}"] = similar.cosine
-        metrics[f"{_slug(similar.attack)}.frechet_{part}"] = similar.frechet
+        metrics[metric_name(similar.attack, f"cosine_{part}")] = similar.cosine
+        metrics[metric_name(similar.attack, f"frechet_{part}")] = similar.frechet
     for norm in tables.norms:
         if norm.part.startswith("delta"):
-            metrics[f"{_slug(norm.attack)}.{norm.part.lower()}_l2"] = norm.l2
+            metrics[metric_name(norm.attack, f"{norm.part}_l2")] = norm.l2
     for latent in tables.latents:
-        metrics[f"{_slug(latent.attack)}.latent_correlation_median"] = latent.median
+        metrics[metric_name(latent.attack, "latent_correlation_median")] = latent.median
     for cell in tables.cross:
         trained, tested = cell.trained_on.partition("(")[0], cell.tested_on.partition("(")[0]
-        metrics[f"cross.{trained}_on_{tested}.top1".lower()] = cell.top1
+        metrics[metric_name("cross", f"{trained}_on_{tested}", "top1")] = cell.top1
     return metrics
-
-
-def _slug(label: str) -> str:
-    return "".join(each if each.isalnum() or each in "-." else "_" for each in label.lower())
 
 
 def _describe(writer: Writer, job: _Job) -> None:

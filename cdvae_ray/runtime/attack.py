@@ -69,7 +69,7 @@ from cdvae_ray.storage.adversarial_set import (
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.shards import ShardFacts, shard_ranges, tidy_shards
 from cdvae_ray.storage.store import Store, to_json_bytes
-from cdvae_ray.tracking import Writer, open_writer
+from cdvae_ray.tracking import Writer, metric_name, open_writer
 from cdvae_ray.training.checkpoint import cdvae_of, classifier_of
 
 REPORT_KIND = "attack-report"
@@ -560,18 +560,18 @@ def _robust(plan: _Plan, variant: str) -> int | None:
 
 
 def _metrics(rows: list[AttackRow]) -> dict[str, float]:
-    """Numbers by "<attack>.<what>", the attack in characters that any tracker takes."""
+    """Numbers by "<attack>.<what>"."""
     metrics: dict[str, float] = {}
     for row in rows:
-        slug = row.attack.lower().replace("&", "")
-        metrics |= {
-            f"{slug}.accuracy": row.accuracy,
-            f"{slug}.clean_accuracy": row.clean_accuracy,
-            f"{slug}.success_rate": row.success_rate,
-            f"{slug}.mean_linf": row.mean_linf,
-            f"{slug}.mean_l2": row.mean_l2,
-            f"{slug}.images_per_second": row.images_per_second,
+        of_attack = {
+            "accuracy": row.accuracy,
+            "clean_accuracy": row.clean_accuracy,
+            "success_rate": row.success_rate,
+            "mean_linf": row.mean_linf,
+            "mean_l2": row.mean_l2,
+            "images_per_second": row.images_per_second,
         }
+        metrics |= {metric_name(row.attack, what): value for what, value in of_attack.items()}
     return metrics
 
 

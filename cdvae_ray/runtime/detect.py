@@ -79,7 +79,7 @@ from cdvae_ray.storage.adversarial_set import AdversarialImages, read_outcomes
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import ImageRows, read_row_set, row_shards
 from cdvae_ray.storage.store import Store, to_json_bytes
-from cdvae_ray.tracking import Writer, open_writer
+from cdvae_ray.tracking import Writer, metric_name, open_writer
 
 Target = Literal["classifier", "class-essential"]
 _Calibrated = Mapping[InputKind, Mapping[DetectorMethod, CalibratedDetector]]
@@ -867,14 +867,12 @@ def _metrics(rows: Sequence[DetectionRow], adaptive: Sequence[AdaptiveRow]) -> d
             continue
         if row.mode == "unseen":
             continue
-        slug = ".".join(
-            (row.method, row.space, row.threat_model, row.attack.replace("&", ""), row.mode)
-        ).lower()
-        metrics[f"{slug}.auroc"] = row.auroc.value
-        metrics[f"{slug}.tnr_at_95_tpr"] = row.tnr_at_95_tpr.value
+        names = row.method, row.space, row.threat_model, row.attack, row.mode
+        metrics[metric_name(*names, "auroc")] = row.auroc.value
+        metrics[metric_name(*names, "tnr_at_95_tpr")] = row.tnr_at_95_tpr.value
     for each in adaptive:
-        slug = f"{each.method}.{each.space}.{each.attack}.adaptive".lower()
-        metrics[f"{slug}.success_at_{each.false_positive_rate * 100:g}_fpr"] = each.success
+        what = f"success_at_{each.false_positive_rate * 100:g}_fpr"
+        metrics[metric_name(each.method, each.space, each.attack, "adaptive", what)] = each.success
     return metrics
 
 

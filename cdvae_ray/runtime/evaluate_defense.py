@@ -54,7 +54,7 @@ from cdvae_ray.storage.adversarial_set import read_outcomes
 from cdvae_ray.storage.artifact import write_artifact
 from cdvae_ray.storage.row_set import read_row_set
 from cdvae_ray.storage.store import Store, to_json_bytes
-from cdvae_ray.tracking import Writer, open_writer
+from cdvae_ray.tracking import Writer, metric_name, open_writer
 from cdvae_ray.training.checkpoint import cdvae_of, model_digest
 
 REPORT_KIND = "defense-report"
@@ -487,19 +487,12 @@ def _report(
     )
 
 
-def _slug(name: str) -> str:
-    kept = name.lower().replace("&", "")
-    return "".join(
-        each if each.isascii() and (each.isalnum() or each in "._-") else "_" for each in kept
-    )
-
-
 def _metrics(numbers: Sequence[DefenseNumber]) -> dict[str, float]:
-    """Numbers by "<defence>.<transfer or white_box>.<quantity>", in characters of any tracker."""
+    """Numbers by "<defence>.<transfer or white_box>.<quantity>"."""
     metrics = {}
     for each in numbers:
         kind = each.threat_model.partition(":")[0].replace("-", "_") or "clean"
-        metrics[_slug(f"{each.defense}.{kind}.{each.quantity}")] = each.accuracy
+        metrics[metric_name(each.defense, kind, each.quantity)] = each.accuracy
     return metrics
 
 
@@ -512,7 +505,7 @@ def _describe(writer: Writer, job: _Job) -> None:
             "table": config.table,
             "source": config.source,
             "attacks": [each.label for each in config.chosen_attacks()],
-            "defenses": {_slug(each.name): each.loaded.digest for each in job.defenses},
+            "defenses": {metric_name(each.name): each.loaded.digest for each in job.defenses},
             "eot_samples": config.eot_samples,
             "seed": config.seed,
             "storage": config.storage,

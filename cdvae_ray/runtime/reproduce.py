@@ -48,7 +48,14 @@ from cdvae_ray.runtime.training_job import Say, TrainOutcome
 from cdvae_ray.runtime.tune import tune_objective
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.store import Store, to_json_bytes
-from cdvae_ray.tracking import Writer, environment_facts, git_commit, open_writer, run_links
+from cdvae_ray.tracking import (
+    Writer,
+    environment_facts,
+    git_commit,
+    metric_name,
+    open_writer,
+    run_links,
+)
 
 _Outcome = (
     analyze.StudyOutcome
@@ -455,7 +462,11 @@ def _report(
     return ReproductionOutcome(
         run_id=own,
         config_digest=digest,
-        metrics=metrics | {_slug(each): each.value for each in headlines},
+        metrics=metrics
+        | {
+            metric_name(each.result, each.quantity, each.threat_model): each.value
+            for each in headlines
+        },
         headlines=headlines,
         report=root.location(name),
     )
@@ -523,9 +534,3 @@ def _remarks(config: ReproduceConfig) -> list[str]:
             "better than whoever attacks the plain classifier: both stand below."
         )
     return remarks
-
-
-def _slug(headline: Headline) -> str:
-    text = f"{headline.result} {headline.quantity} {headline.threat_model}"
-    kept = "".join(each if each.isalnum() or each in "=." else " " for each in text.lower())
-    return "_".join(kept.split())

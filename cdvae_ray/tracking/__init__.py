@@ -4,6 +4,7 @@ from cdvae_ray.tracking.address import artifact_location, named_store, redact, t
 from cdvae_ray.tracking.environment import environment_facts, git_commit
 from cdvae_ray.tracking.links import run_links
 from cdvae_ray.tracking.models import fetch_checkpoint
+from cdvae_ray.tracking.names import metric_name
 from cdvae_ray.tracking.nesting import end_nested_runs
 from cdvae_ray.tracking.writer import NullWriter, RunWriter, Writer, open_writer
 
@@ -16,6 +17,7 @@ __all__ = [
     "environment_facts",
     "fetch_checkpoint",
     "git_commit",
+    "metric_name",
     "named_store",
     "open_writer",
     "redact",
