@@ -97,6 +97,16 @@ MEASURES: tuple[Measure, ...] = (
     ),
     *(
         Measure(
+            TRAINING,
+            f"a training whose checkpoints overlap / are waited for, {place}",
+            "checkpoints",
+            ("ratio", place),
+            "less",
+        )
+        for place in ("local disk", "as slow as an epoch")
+    ),
+    *(
+        Measure(
             ATTACKS,
             f"{attack}, channels-last, seconds / a bare loop of its gradients, channels-first",
             "attacks",

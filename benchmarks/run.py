@@ -28,7 +28,10 @@ from cdvae_ray.evaluation.layout import markdown_table
 
 ROOT = Path(__file__).parents[1]
 PAGE, README = ROOT / "docs/performance.md", ROOT / "README.md"
-BENCHMARKS = ("profile_step", "ablation", "attacks", "detectors", "attack_job", "workers", "train")
+BENCHMARKS = (
+    *("profile_step", "ablation", "attacks", "detectors", "attack_job"),
+    *("workers", "checkpoints", "train"),
+)
 
 
 def main() -> None:

@@ -50,6 +50,16 @@ JOBS: dict[str, tuple[str, Said]] = {
         "the same with one worker of two threads",
         TIMES,
     ),
+    "a training whose checkpoints overlap / are waited for, as slow as an epoch": (
+        "a training that writes each checkpoint while the next epoch trains "
+        "(`--resources.overlap-checkpoints`) against one that waits, storage taking an epoch's "
+        "time for each",
+        COST,
+    ),
+    "a training whose checkpoints overlap / are waited for, local disk": (
+        "the same on a local disk",
+        COST,
+    ),
     "images/s, jobs/attack.py / the bare loop": (
         "`jobs/attack.py` with one actor, storing and tracking, against the bare attack loop, one "
         "core left to Ray",

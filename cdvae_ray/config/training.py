@@ -144,6 +144,9 @@ class ResourcesConfig:
     """How often training may lose a worker and go on from the last checkpoint."""
     checkpoint_every: int = 1
     """Epochs from one checkpoint to the next; the last epoch always has one."""
+    overlap_checkpoints: bool = False
+    """Write a checkpoint while the next epoch trains: worth it where storage is slow. A worker
+    lost before the checkpoint is written costs that epoch as well."""
     wait_seconds: float = 30.0
     """How long to wait for resources that the cluster lacks (raise it with autoscaling)."""
     loader_cpus: int = 1

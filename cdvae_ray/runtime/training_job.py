@@ -441,6 +441,7 @@ def _fit(
         run_root=run.root,
         run_uri=run.uri,
         checkpoint_every=config.resources.checkpoint_every,
+        overlap_checkpoints=config.resources.overlap_checkpoints,
         config_digest=plan.digest,
         identity=plan.identity,
         threads=plan.allocation.cpus_per_worker,

@@ -53,6 +53,7 @@ class WorkerJob:
     run_root: str
     run_uri: str
     checkpoint_every: int
+    overlap_checkpoints: bool
     config_digest: str
     identity: Mapping[str, Any]
     threads: int
@@ -112,6 +113,7 @@ def _train_and_evaluate(job: WorkerJob) -> FinalNumbers:
         run,
         epochs_done=epochs_done,
         checkpoint_every=job.checkpoint_every,
+        overlap_checkpoints=job.overlap_checkpoints,
         config_digest=job.config_digest,
         identity=job.identity,
         on_epoch=on_epoch,

@@ -99,25 +99,31 @@ def checkpoint_name(epochs_done: int) -> str:
     return f"epoch-{epochs_done:04d}"
 
 
-def save_checkpoint(
-    run: Store,
+class Snapshot(NamedTuple):
+    """All that a checkpoint will hold, which training no longer changes."""
+
+    name: str
+    kind: str
+    files: dict[str, bytes]
+    facts: dict[str, Any]
+
+
+def take_snapshot(
     state: TrainState,
     *,
     epochs_done: int,
     config_digest: str,
     identity: Mapping[str, Any],
     metrics: Mapping[str, float],
-) -> str:
-    """Writes a checkpoint whole or not at all; called by rank 0. Returns its name.
+) -> Snapshot:
+    """A replica as it is now, for a checkpoint.
 
     There is no generator state in it because none outlives an epoch: every random number is
     keyed by seed, epoch and image id, or drawn from a generator seeded anew at each epoch.
     """
-    name = checkpoint_name(epochs_done)
     task = state.task
-    write_artifact(
-        run,
-        name,
+    return Snapshot(
+        name=checkpoint_name(epochs_done),
         kind=task.checkpoint_kind,
         files={
             MODEL_FILE: tensors_to_bytes(state.model_tensors()),
@@ -132,7 +138,37 @@ def save_checkpoint(
             "random_state": {"seed": task.training.seed, "next_epoch": epochs_done},
         },
     )
-    return name
+
+
+def write_checkpoint(run: Store, snapshot: Snapshot) -> None:
+    """Writes a checkpoint whole or not at all.
+
+    Raises:
+        StorageError: the run's folder is read-only, full or out of reach.
+    """
+    name, kind, files, facts = snapshot
+    write_artifact(run, name, kind=kind, files=files, facts=facts)
+
+
+def save_checkpoint(
+    run: Store,
+    state: TrainState,
+    *,
+    epochs_done: int,
+    config_digest: str,
+    identity: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> str:
+    """Writes a replica as it is now, whole or not at all. Returns the checkpoint's name."""
+    snapshot = take_snapshot(
+        state,
+        epochs_done=epochs_done,
+        config_digest=config_digest,
+        identity=identity,
+        metrics=metrics,
+    )
+    write_checkpoint(run, snapshot)
+    return snapshot.name
 
 
 def restore_checkpoint(checkpoint: Checkpoint, state: TrainState, *, config_digest: str) -> None:

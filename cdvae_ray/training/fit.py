@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from cdvae_ray.data.batches import BatchSource
@@ -13,8 +14,9 @@ from cdvae_ray.training.checkpoint import (
     newest_sound_checkpoint,
     read_checkpoint,
     restore_checkpoint,
-    save_checkpoint,
+    take_snapshot,
 )
+from cdvae_ray.training.checkpoint_writer import CheckpointWriter
 from cdvae_ray.training.distributed import from_rank_zero, raise_together, rank
 from cdvae_ray.training.epoch import EpochReport, Progress, train_epoch
 from cdvae_ray.training.state import TrainState
@@ -64,6 +66,7 @@ def fit(
     *,
     epochs_done: int,
     checkpoint_every: int,
+    overlap_checkpoints: bool = False,
     config_digest: str,
     identity: Mapping[str, Any],
     on_epoch: Callable[[EpochReport], None],
@@ -78,31 +81,34 @@ def fit(
         run: the run's folder, the same storage for every rank.
         epochs_done: where to go on.
         checkpoint_every: epochs between checkpoints; the last epoch always has one.
+        overlap_checkpoints: write each while the next epoch trains, but for the last.
         config_digest: the run's identity, stored in each checkpoint.
         identity: what the digest was taken of.
         on_epoch: called on every rank after each epoch.
         on_progress: called on every rank every few seconds within an epoch.
-        on_checkpoint: called on every rank once a checkpoint is written, with its name.
+        on_checkpoint: called on every rank once a checkpoint is written, with its name and the
+            report of its epoch; where they overlap, after a later epoch.
+
+    Raises:
+        CdvaeError: on all ranks together: training failed, or a checkpoint could not be written.
     """
     epochs = state.task.training.epochs
-    for epoch in range(epochs_done, epochs):
-        report = train_epoch(state, source, epoch, on_progress=on_progress)
-        on_epoch(report)
-        done = epoch + 1
-        if done % checkpoint_every and done != epochs:
-            continue
-        error = None
-        if rank() == 0:
-            try:
-                save_checkpoint(
-                    run,
+    with CheckpointWriter(run, state.device, on_checkpoint) as writer:
+        for epoch in range(epochs_done, epochs):
+            report = train_epoch(state, source, epoch, on_progress=on_progress)
+            on_epoch(report)
+            done = epoch + 1
+            is_last = done == epochs
+            is_due = is_last or done % checkpoint_every == 0
+            writer.settle(wait=is_due)
+            if is_due:
+                take = partial(
+                    take_snapshot,
                     state,
                     epochs_done=done,
                     config_digest=config_digest,
                     identity=identity,
                     metrics=report.metrics,
                 )
-            except CdvaeError as trouble:
-                error = trouble
-        raise_together(error, state.device, doing="saving a checkpoint")
-        on_checkpoint(checkpoint_name(done), report)
+                writer.begin(report, take)
+                writer.settle(wait=is_last or not overlap_checkpoints)

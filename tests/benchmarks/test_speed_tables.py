@@ -36,7 +36,7 @@ def test_every_ratio_of_the_jobs_is_said_in_its_way_with_its_rounds_and_machine(
 def test_every_measure_of_training_and_of_jobs_is_called_something():
     known = {each.name for each in MEASURES}
     assert set(JOBS) <= known
-    jobs = ("train-", "workers-", "attack-job")
+    jobs = ("train-", "workers-", "checkpoints", "attack-job")
     assert {each.name for each in MEASURES if each.record.startswith(jobs)} == set(JOBS)
 
 

@@ -150,6 +150,18 @@ def test_a_killed_worker_costs_an_epoch_and_changes_nothing(cluster, undisturbed
 
 
 @pytest.mark.faults
+def test_a_killed_worker_changes_nothing_where_checkpoints_overlap(cluster, undisturbed, tmp_path):
+    job = cluster.start(tmp_path, *STEADY, "--resources.overlap-checkpoints")
+    run = run_folder(tmp_path / "runs")
+    wait_for(lambda: (run / "epoch-0002").exists(), "second checkpoint")
+    kill(cluster.train_workers()[-1])
+    output, _ = job.communicate(timeout=600)
+    assert job.returncode == 0, output
+    assert "resuming after epoch" in output
+    assert_same_weights(final_weights(tmp_path), final_weights(undisturbed[0]))
+
+
+@pytest.mark.faults
 def test_a_killed_driver_resumes_to_the_same_weights(cluster, undisturbed, tmp_path):
     job = cluster.start(tmp_path, *STEADY)
     run = run_folder(tmp_path / "runs")

@@ -247,16 +247,29 @@ class Run:
     def resume(self, **told):
         return resume(self.store, self.state, config_digest=self.digest, **told)
 
-    def fit(self, *, epochs_done=0, checkpoint_every=1, on_checkpoint=lambda name, report: None):
+    def fit(
+        self,
+        *,
+        epochs_done=0,
+        checkpoint_every=1,
+        overlap_checkpoints=False,
+        on_epoch=lambda report: None,
+        on_checkpoint=lambda name, report: None,
+    ):
+        def keep(report):
+            self.epochs.append(report)
+            on_epoch(report)
+
         fit(
             self.state,
             self.source,
             self.store,
             epochs_done=epochs_done,
             checkpoint_every=checkpoint_every,
+            overlap_checkpoints=overlap_checkpoints,
             config_digest=self.digest,
             identity={"kind": "test"},
-            on_epoch=self.epochs.append,
+            on_epoch=keep,
             on_progress=lambda progress: None,
             on_checkpoint=on_checkpoint,
         )

@@ -183,22 +183,24 @@ def stop_together(rank, world_size, port, folder):
     except NonFiniteLossError as error:
         seen["non_finite"] = str(error)
     # A storage that only rank 0 writes to stops both.
-    state.train_step = step
-    try:
-        fit(
-            state,
-            source,
-            Store.at(f"{folder}/file"),
-            epochs_done=0,
-            checkpoint_every=1,
-            config_digest="d",
-            identity={},
-            on_epoch=lambda report: None,
-            on_progress=lambda progress: None,
-            on_checkpoint=lambda name, report: None,
-        )
-    except CdvaeError as error:
-        seen["storage"] = type(error).__name__
+    for overlap in (False, True):
+        state = TrainState(tiny_task(epochs=3), CPU)
+        try:
+            fit(
+                state,
+                source,
+                Store.at(f"{folder}/file"),
+                epochs_done=0,
+                checkpoint_every=1,
+                overlap_checkpoints=overlap,
+                config_digest="d",
+                identity={},
+                on_epoch=lambda report: None,
+                on_progress=lambda progress: None,
+                on_checkpoint=lambda name, report: None,
+            )
+        except CdvaeError as error:
+            seen[f"storage, overlap {overlap}"] = type(error).__name__
     raise_together(None, CPU, doing="nothing")
     with open(f"{folder}/{world_size}-{rank}.json", "w") as file:  # noqa: PTH123
         json.dump(seen, file)
@@ -211,8 +213,9 @@ def test_trouble_on_one_rank_stops_all(tmp_path):
     first, second = spawn(stop_together, 2, tmp_path)
     assert "epoch 0, step 2" in first["non_finite"]
     assert first["non_finite"] == second["non_finite"]
-    assert first["storage"] == StorageError.__name__
-    assert second["storage"] == TrainingError.__name__
+    for overlap in (False, True):
+        assert first[f"storage, overlap {overlap}"] == StorageError.__name__
+        assert second[f"storage, overlap {overlap}"] == TrainingError.__name__
 
 
 def batch_norm(layout, rank, world_size, port, folder):
