@@ -92,7 +92,7 @@ browser: .venv/installed-dev  ## open the report in headless Chromium, which mus
 	$(PIP) --editable '.[browser]'
 	REPORT='$(REPORT)' $(BIN)/pytest -m browser tests/browser $(PYTEST_ARGS)
 
-bench: .venv/installed-dev  ## run all benchmarks, compare with the committed record (over an hour)
+bench: .venv/installed-dev  ## run all benchmarks, compare with the committed record (over two hours)
 	@$(BIN)/python benchmarks/run.py $(ARGS)
 
 clean:  ## remove the environment and caches, but no runs

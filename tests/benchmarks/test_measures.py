@@ -73,19 +73,12 @@ def test_other_machines_and_versions_are_named():
     assert changed_conditions(now, now) == []
 
 
-def is_unmeasured(measure):
-    """What no record has yet: benchmarks that are newer than the last whole run of them."""
-    is_newer = measure.path == ("ratio_without_tracking",) and "spare" in measure.record
-    return measure.record.startswith(("workers-", "checkpoints")) or is_newer
-
-
 @pytest.mark.parametrize("measure", MEASURES, ids=lambda each: f"{each.record}: {each.name}")
 def test_every_measure_stands_in_the_committed_record(measure):
     path = RECORDS / f"{measure.record}.json"
-    found = measure.of(json.loads(path.read_text()) if path.exists() else None)
-    assert (found is None) == is_unmeasured(measure)
-    if found is not None:
-        assert 0 < found.low <= found.median <= found.high
+    found = measure.of(json.loads(path.read_text()))
+    assert found is not None
+    assert 0 < found.low <= found.median <= found.high
 
 
 def test_measures_have_names_of_their_own():
