@@ -5,6 +5,9 @@ python place_maker.py detached      an actor that outlives its job, with a group
 python place_maker.py end-detached  its end
 python place_maker.py look          the number of groups that hold places
 python place_maker.py give-back     the number of groups that were given back
+
+A place is a byte of memory: of thousands made and removed at once Ray's node now and then keeps one
+for good, and a CPU's thousandth would be missed by the tests that need all of them.
 """
 
 import os
@@ -24,7 +27,7 @@ from cdvae_ray.runtime.leftovers import end_own_actors, give_back_of_ended_jobs
 
 def keep_making():
     while True:
-        group = placement_group([{"CPU": 0.001}])
+        group = placement_group([{"memory": 1}])
         ray.get(group.ready())
         remove_placement_group(group)
 
@@ -36,7 +39,7 @@ class Maker:
             threading.Thread(target=keep_making, daemon=True).start()
 
     def one(self):
-        self.group = placement_group([{"CPU": 0.001}])
+        self.group = placement_group([{"memory": 1}])
         ray.get(self.group.ready())
 
 

@@ -229,10 +229,11 @@ def test_resources_that_are_not_there_are_an_error(cluster, tmp_path):
 def every_cpu_held(cluster):
     """Another job has all CPUs of the cluster meanwhile."""
     code = (
-        "import ray, time; ray.init(log_to_driver=False);"
+        "import ray, time; ray.init(log_to_driver=False); until = time.time() + 120;"
         "hold = ray.remote(num_cpus=4)(lambda: time.sleep(600));"
         "held = hold.remote();"
-        "\nwhile ray.available_resources().get('CPU', 0): time.sleep(0.1)"
+        "\nwhile ray.available_resources().get('CPU', 0) and time.time() < until: time.sleep(0.1)"
+        "\nassert not (free := ray.available_resources().get('CPU', 0)), free"
         "\nprint('held', flush=True); ray.get(held)"
     )
     with subprocess.Popen(
