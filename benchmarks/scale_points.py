@@ -158,7 +158,7 @@ def run(rank: int, barrier: Barrier, folder: str, rounds: int, steps: int, batch
     results: dict[str, Any] = {
         "parameters": sum(each.numel() for each in state.model.parameters()),
         # The layers of core/sync_batch_norm.py: two forward, two backward.
-        "sync_calls": 4 * count_batch_norms(state.model),
+        "sync_calls": 2 * count_batch_norms(state.model),
         "contention": spread(slowdowns),
         "all_reduce": reduced,
         "attack_images_per_second": {name: spread(values) for name, values in rates.items()},
