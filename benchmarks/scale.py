@@ -24,6 +24,7 @@ from record import write_record
 from scale_model import (
     FEWEST_ROUNDS,
     FLOAT_BYTES,
+    SYNC_BYTES,
     TOLERANCE,
     Evaluation,
     Link,
@@ -761,6 +762,7 @@ def main() -> None:
         },
         "points_rounds": points["rounds"],
         "points_batch": points["batch"],
+        "points_all_reduce": points["all_reduce"]["seconds_by_bytes"],
     }
     path = write_record("scale", results)
     PAGE.write_text(page(results))
@@ -1084,6 +1086,18 @@ def _points_text(results: Mapping[str, Any]) -> str:
         f"{results['points_batch']}). A prediction within {TOLERANCE:.0%} was called useful before "
         "anything was measured.\n\n"
         + _table(["two workers", "measured", "predicted", "error", "within"], rows)
+        + f"\n\n{_small_reductions(results['points_all_reduce'])}"
+    )
+
+
+def _small_reductions(seconds_by_bytes: Mapping[str, float]) -> str:
+    """Why synchronised layers are told too fast."""
+    sizes = sorted(seconds_by_bytes, key=int)[:2]
+    least, next_one = (f"{1e3 * seconds_by_bytes[size]:.2g} ms" for size in sizes)
+    return (
+        f"A batch norm's statistics are about {SYNC_BYTES:,} bytes. The model gives them the time "
+        f"of the smallest all-reduce and their share of the bandwidth; gloo took {least} for "
+        f"{int(sizes[0]):,} bytes and {next_one} for {int(sizes[1]):,}."
     )
 
 

@@ -157,7 +157,7 @@ def run(rank: int, barrier: Barrier, folder: str, rounds: int, steps: int, batch
     state = TrainState(task(batch, is_synchronised=False), CPU)
     results: dict[str, Any] = {
         "parameters": sum(each.numel() for each in state.model.parameters()),
-        # The layers of core/sync_batch_norm.py: two forward, two backward.
+        # The layers of core/sync_batch_norm.py: once forward, once backward.
         "sync_calls": 2 * count_batch_norms(state.model),
         "contention": spread(slowdowns),
         "all_reduce": reduced,
