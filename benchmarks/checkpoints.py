@@ -21,12 +21,10 @@ import pyarrow.fs
 import torch
 from allocator import keep_freed_memory
 from record import spread, write_record
-from train import BATCH, ROOT, STEPS, made_up_images, task_for
+from train import BATCH, ROOT, STEPS, fit_quietly, made_up_images, task_for
 
-from cdvae_ray.data.batches import InMemoryBatches
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.fit import fit
 from cdvae_ray.training.state import TrainState
 
 EPOCHS = 5
@@ -92,24 +90,11 @@ def train(images: ImageSet, *, seconds_of_store: float, overlap: bool) -> float:
     task = task_for(images)
     task = replace(task, training=replace(task.training, epochs=EPOCHS))
     state = TrainState(task, torch.device("cpu"))
-    source = InMemoryBatches(images, global_batch_size=BATCH, seed=0, rank=0, world_size=1)
     with tempfile.TemporaryDirectory() as folder:
         store = SlowStore(pyarrow.fs.LocalFileSystem(), f"{folder}/run", f"{folder}/run")
         store.seconds = seconds_of_store
         started = time.perf_counter()
-        fit(
-            state,
-            source,
-            store,
-            epochs_done=0,
-            checkpoint_every=1,
-            overlap_checkpoints=overlap,
-            config_digest="benchmark",
-            identity={},
-            on_epoch=lambda report: None,
-            on_progress=lambda progress: None,
-            on_checkpoint=lambda name, report: None,
-        )
+        fit_quietly(state, images, store, checkpoint_every=1, overlap_checkpoints=overlap)
         return time.perf_counter() - started
 
 

@@ -315,19 +315,32 @@ def epoch_between_checkpoints(
 
 def bare_loop(run: Path) -> None:
     """The same data, step and checkpoints in one plain process."""
-    config = preset("cifar10-small")
     from cdvae_ray.config.data import DataConfig
 
     images = load_splits(DataConfig(source="digits", image_size=32)).train
+    state = TrainState(task_for(images), torch.device("cpu"))
+    fit_quietly(state, images, Store.at(run), checkpoint_every=CHECKPOINT_EVERY)
+
+
+def fit_quietly(
+    state: TrainState,
+    images: ImageSet,
+    run: Store,
+    *,
+    checkpoint_every: int,
+    overlap_checkpoints: bool = False,
+) -> None:
+    """Trains from the start with nobody listening."""
     source = InMemoryBatches(
-        images, global_batch_size=BATCH, seed=config.training.seed, rank=0, world_size=1
+        images, global_batch_size=BATCH, seed=state.task.training.seed, rank=0, world_size=1
     )
     fit(
-        TrainState(task_for(images), torch.device("cpu")),
+        state,
         source,
-        Store.at(run),
+        run,
         epochs_done=0,
-        checkpoint_every=CHECKPOINT_EVERY,
+        checkpoint_every=checkpoint_every,
+        overlap_checkpoints=overlap_checkpoints,
         config_digest="bare",
         identity={},
         on_epoch=lambda report: None,
