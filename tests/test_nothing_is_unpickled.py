@@ -21,9 +21,9 @@ from cdvae_ray.evaluation.detector_files import DETECTOR_KIND
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.row_set import read_row_set
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.fit import resume
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 from .storage import test_adversarial_set, test_row_set
 from .training.conftest import CPU, tiny_task

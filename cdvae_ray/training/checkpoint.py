@@ -150,27 +150,6 @@ def write_checkpoint(run: Store, snapshot: Snapshot) -> None:
     write_artifact(run, name, kind=kind, files=files, facts=facts)
 
 
-def save_checkpoint(
-    run: Store,
-    state: TrainState,
-    *,
-    epochs_done: int,
-    config_digest: str,
-    identity: Mapping[str, Any],
-    metrics: Mapping[str, float],
-) -> str:
-    """Writes a replica as it is now, whole or not at all. Returns the checkpoint's name."""
-    snapshot = take_snapshot(
-        state,
-        epochs_done=epochs_done,
-        config_digest=config_digest,
-        identity=identity,
-        metrics=metrics,
-    )
-    write_checkpoint(run, snapshot)
-    return snapshot.name
-
-
 def restore_checkpoint(checkpoint: Checkpoint, state: TrainState, *, config_digest: str) -> None:
     """Loads a checkpoint with all its files into a training state.
 

@@ -30,11 +30,12 @@ from cdvae_ray.loading import checkpoint_at
 from cdvae_ray.storage.artifact import read_artifact, write_artifact
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.cdvae_task import CdvaeTask
-from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of, save_checkpoint
+from cdvae_ray.training.checkpoint import Checkpoint, cdvae_of, classifier_of
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.frozen_cdvae import FrozenCdvae
 from cdvae_ray.training.state import TrainState
 from cdvae_ray.training.task import Task
+from tests.stored_checkpoints import save_checkpoint
 
 CLASSES = ("a", "b", "c")
 # No decimal fraction, so that a threshold that is rounded on its way shows.

@@ -17,9 +17,9 @@ from cdvae_ray.config.objective import ObjectiveConfig
 from cdvae_ray.config.training import TrainingConfig
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.cdvae_task import CdvaeTask
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 DIGITS = tuple(str(digit) for digit in range(10))

@@ -14,11 +14,11 @@ from cdvae_ray.config.training import TrainingConfig
 from cdvae_ray.loading import load
 from cdvae_ray.runtime import pool
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.frozen_cdvae import FrozenCdvae
 from cdvae_ray.training.state import TrainState
 from tests.jobs.test_detect_arguments import filled
+from tests.stored_checkpoints import save_checkpoint
 
 ON_D = ("smoke", "--checkpoint", "{digits}", "--classifier", "{classifier}")
 THROUGH = ("smoke", "--threat-model", "class-essential", "--checkpoint")

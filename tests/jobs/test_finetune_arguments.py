@@ -12,10 +12,10 @@ from cdvae_ray.config.training import TrainingConfig
 from cdvae_ray.loading import checkpoint_digest, load
 from cdvae_ray.runtime import cluster
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.frozen_cdvae import FrozenCdvae
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 from .conftest import DIGITS, ROOT
 

@@ -12,8 +12,8 @@ from cdvae_ray.config.objective import ObjectiveConfig
 from cdvae_ray.config.training import TrainingConfig
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.cdvae_task import CdvaeTask
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 from .conftest import ROOT
 

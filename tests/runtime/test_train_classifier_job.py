@@ -11,8 +11,8 @@ from cdvae_ray.errors import CheckpointError
 from cdvae_ray.loading import checkpoint_digest, load, load_classifier
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.cdvae_task import CdvaeTask
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 from .conftest import summary
 

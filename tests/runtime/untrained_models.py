@@ -7,9 +7,9 @@ from cdvae_ray.config.presets import preset
 from cdvae_ray.data.images import ImageSet
 from cdvae_ray.storage.store import Store
 from cdvae_ray.training.cdvae_task import CdvaeTask
-from cdvae_ray.training.checkpoint import save_checkpoint
 from cdvae_ray.training.classifier_task import ClassifierTask
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 
 def untrained(folder, data: ImageSet):

@@ -16,9 +16,10 @@ from cdvae_ray.storage.artifact import read_artifact, read_manifest, seal, write
 from cdvae_ray.storage.prepared_images import prepare_images
 from cdvae_ray.storage.row_set import read_row_set
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.checkpoint import newest_sound_checkpoint, read_checkpoint, save_checkpoint
+from cdvae_ray.training.checkpoint import newest_sound_checkpoint, read_checkpoint
 from cdvae_ray.training.run_folder import store_results, stored_results
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 from ..training.conftest import CPU, tiny_task
 from . import test_adversarial_set, test_row_set

@@ -172,7 +172,7 @@ def test_a_digest_names_weights_and_settings_and_no_place_or_time(tmp_path, make
         read_checkpoint(run, "epoch-0001").tensors(MODEL_FILE),
         read_checkpoint(run, "epoch-0001").tensors("optimizer.safetensors"),
     )
-    from cdvae_ray.training.checkpoint import save_checkpoint
+    from tests.stored_checkpoints import save_checkpoint
 
     save_checkpoint(
         Store.at(tmp_path / "other"),

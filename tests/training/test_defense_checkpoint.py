@@ -16,10 +16,11 @@ from cdvae_ray.loading import (
     load_defense,
 )
 from cdvae_ray.storage.store import Store
-from cdvae_ray.training.checkpoint import MODEL_FILE, save_checkpoint
+from cdvae_ray.training.checkpoint import MODEL_FILE
 from cdvae_ray.training.defense_checkpoint import defense_of, trained_against
 from cdvae_ray.training.frozen_cdvae import FrozenCdvae
 from cdvae_ray.training.state import TrainState
+from tests.stored_checkpoints import save_checkpoint
 
 from .conftest import (
     CPU,
